@@ -13,11 +13,10 @@ from functools import cache
 from pathlib import Path
 from threading import Event as Happened
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
-from openai import OpenAI
 
 from helpers.model_folders import entropy_model_folder, entropy_rule, model_folder
 from shared.text.chat import Turn
@@ -30,6 +29,9 @@ from trainer.serving.engine import Engine, Event, Job
 from trainer.serving.metrics import Metrics
 from trainer.serving.requests import prompt_of_text
 from trainer.serving.server import Server, listening_socket
+
+if TYPE_CHECKING:
+    import openai
 
 CHAT = ("system", "user", "assistant", "end")
 PLENTY = 1 << 30
@@ -121,9 +123,11 @@ class Running:
     """Of its first model."""
     thread: Thread
 
-    def openai(self, key: str = "none") -> OpenAI:
+    def openai(self, key: str = "none") -> "openai.OpenAI":
         """The client that everybody uses; it does not try again."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
+        import openai  # not by all who collect this
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)

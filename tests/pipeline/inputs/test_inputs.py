@@ -28,7 +28,7 @@ from pipeline.inputs.listing import NAMED_BEFORE, list_inputs
 from pipeline.read import read_split, storage, streams
 from pipeline.read.forward import Forward
 from pipeline.read.source import check_unchanged
-from pipeline.read.streams import JUDGED_FROM, DamagedStream
+from pipeline.read.streams import DamagedStream
 from pipeline.run.driver import make_plan
 from pipeline.settings import PipelineError, ReadSettings
 from shared.errors import DatasetError
@@ -393,13 +393,15 @@ def test_decompression_bombs_are_refused_early(tmp_path, monkeypatch):
     assert counts(tmp_path / "out")["documents"] == 0
 
 
-def test_the_limit_of_a_bomb_is_an_option_and_small_files_are_none(tmp_path):
-    (tmp_path / "a.txt.zst").write_bytes(compressed(bytes(JUDGED_FROM - 1)))
-    (tmp_path / "b.txt.zst").write_bytes(compressed(bytes(JUDGED_FROM + 2**20)))
+def test_the_limit_of_a_bomb_is_an_option_and_small_files_are_none(tmp_path, monkeypatch):
+    judged_from = 2**23
+    monkeypatch.setattr(streams, "JUDGED_FROM", judged_from)
+    (tmp_path / "a.txt.zst").write_bytes(compressed(bytes(judged_from - 1)))
+    (tmp_path / "b.txt.zst").write_bytes(compressed(bytes(judged_from + 2**20)))
     assert preprocess(tmp_path / "a.txt.zst", "--out", tmp_path / "a", "--rule", "none", "--executor", "inline") == 0
     options = ("--rule", "none", "--executor", "inline", "--max-ratio", 100_000)
     assert preprocess(tmp_path / "b.txt.zst", "--out", tmp_path / "b", *options) == 0
-    assert counts(tmp_path / "b")["document_bytes"] == JUDGED_FROM + 2**20
+    assert counts(tmp_path / "b")["document_bytes"] == judged_from + 2**20
 
 
 def test_a_compressed_file_that_is_no_text_inside_is_said_to_be(tmp_path):

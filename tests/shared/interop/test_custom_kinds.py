@@ -114,6 +114,8 @@ BLT = {
     for name, stack in FAMILIES.items()
 }
 MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = FLAT | HNET | PATCHED | BLT
+WRITTEN = 8
+"""Ids after each prompt: at a stride of four they fill two patches."""
 SURE = 2e-5
 """How far p of a router has to be from 1/2 for a boundary to be the same whatever is rounded."""
 
@@ -228,14 +230,14 @@ def greedy(both: Both, prompts: Sequence[Tensor], count: int) -> list[list[int]]
 @torch.no_grad()
 def test_a_padded_batch_is_written_on_as_each_of_its_rows_by_full_recomputation(both: Both) -> None:
     prompts = [text(3 + 5 * seed, seed) for seed in range(5)]
-    wanted = greedy(both, prompts, 12)
+    wanted = greedy(both, prompts, WRITTEN)
     for side in ("left", "right"):
         batch, mask = padded(prompts, side)
-        out = both.theirs.generate(batch, attention_mask=mask, max_new_tokens=12, do_sample=False)
+        out = both.theirs.generate(batch, attention_mask=mask, max_new_tokens=WRITTEN, do_sample=False)
         for row, ids in enumerate(wanted):
             assert out[row, batch.shape[1] :][: len(ids)].tolist() == ids, (side, row)
             assert set(out[row, batch.shape[1] :][len(ids) :].tolist()) <= {RESERVED}
-    alone = both.theirs.generate(prompts[0][None], max_new_tokens=12, do_sample=False, use_cache=False)
+    alone = both.theirs.generate(prompts[0][None], max_new_tokens=WRITTEN, do_sample=False, use_cache=False)
     assert alone[0, len(prompts[0]) :].tolist() == wanted[0]
 
 

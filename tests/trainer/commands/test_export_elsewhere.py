@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-from helpers import opened_elsewhere
 from helpers.exported_examples import Example, examples, job_of
 from helpers.fresh_environments import ACCELERATE, UnreachableError, environment, newest, pinned
 from helpers.rounding import assert_equal_but_rounded
@@ -17,6 +16,9 @@ from shared.vocabulary import is_special
 from trainer.__main__ import main
 
 pytestmark = pytest.mark.slow
+
+PROGRAM = Path(__file__).parents[2] / "helpers" / "opened_elsewhere.py"
+"""Imports transformers with all of its trainer: whoever only collects tests has no use for that."""
 
 PATIENCE = 800
 """Seconds that all folders may take in one environment."""
@@ -76,7 +78,7 @@ def run(python: Path, job: Path, out: Path) -> str:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     done = subprocess.run(
-        [python, "-I", opened_elsewhere.__file__, job, out],
+        [python, "-I", PROGRAM, job, out],
         cwd=out,
         env=environment,
         capture_output=True,

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.drill
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return drill_recipe(tmp_path_factory.mktemp("drill"), steps=60, every=4)
+    return drill_recipe(tmp_path_factory.mktemp("drill"), steps=36, every=2)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def quiet(recipe: Path) -> Path:
 def test_a_run_whose_machine_and_rank_are_killed_ends_as_if_nothing_had_happened(recipe: Path, quiet: Path) -> None:
     """The machine in the middle of a save, then a byte of the newest checkpoint flips; the rank in a step."""
     drill = Drill(recipe, recipe.parent / "drilled", seed=6)
-    plan = drill.plan(["machine, then a byte of a checkpoint", "rank"], first=14, last=50)
+    plan = drill.plan(["machine, then a byte of a checkpoint", "rank"], first=6, last=24)
     assert [kill.saving for kill in plan] == [True, False]
     drill.finish(plan, recipe.parent / "log", limit=900)
     assert sum(drill.done.values()) == 2

@@ -136,12 +136,12 @@ def test_a_run_resumed_inside_a_phase_and_at_its_change_is_bit_for_bit_the_whole
 
 @pytest.mark.drill
 def test_two_ranks_that_are_killed_in_two_phases_end_as_if_nothing_had_happened(place: Path, tmp_path: Path) -> None:
-    """15 steps a phase: all of the machine about the first change, a rank alone in the third phase."""
-    length = {"run": {"steps": 60}, "checkpoint": {"every": 4, "keep": 3}, "metrics": {"log_every": 1}}
+    """8 steps a phase: all of the machine about the first change, a rank alone in the third phase."""
+    length = {"run": {"steps": 32}, "checkpoint": {"every": 2, "keep": 3}, "metrics": {"log_every": 1}}
     recipe = recipe_at(place, tmp_path / "recipe.toml", **length)
     quiet_run(recipe, tmp_path / "quiet")
     drill = Drill(recipe, tmp_path / "drilled")
-    drill.finish([Kill("machine", 14, saving=True), Kill("rank", 33, saving=False)], tmp_path / "log", limit=900)
+    drill.finish([Kill("machine", 7, saving=True), Kill("rank", 18, saving=False)], tmp_path / "log", limit=900)
     assert (drill.starts, sum(drill.done.values())) == (2, 2)
     assert losses(drill.out) == losses(tmp_path / "quiet")
     assert weights(drill.out) == weights(tmp_path / "quiet")

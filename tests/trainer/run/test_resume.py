@@ -34,11 +34,11 @@ class Crash(BaseException):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 short steps, which take long enough to be interrupted on any machine; a checkpoint every 75."""
+    """100 short steps, which take long enough to be interrupted on any machine; a checkpoint every 40."""
     folder = tmp_path_factory.mktemp("resume")
     data = tiny_data(folder / "data", STATIC)
     values = tiny_recipe(
-        data, folder / "unused", run={"steps": 200}, data={"tokens": 128, "workers": 1}, checkpoint={"every": 75}
+        data, folder / "unused", run={"steps": 100}, data={"tokens": 128, "workers": 1}, checkpoint={"every": 40}
     )
     path = folder / "recipe.toml"
     path.write_text(toml(values))
@@ -75,7 +75,7 @@ def stopped(recipe: Path) -> tuple[Path, str]:
     os.kill(ranks[-1], signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    assert 10 <= logged_step(out) < 200, "the signal came when the run was over"
+    assert 10 <= logged_step(out) < 100, "the signal came when the run was over"
     return out, errors
 
 
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_on_one(recipe: Path, never_stopped: P
     shutil.copytree(stopped[0], out)
     assert main([str(recipe), "--run.out", str(out)]) == 0
     step, found, wanted = len(losses(stopped[0])), losses(out), losses(never_stopped)
-    assert len(found) == len(wanted) == 200
+    assert len(found) == len(wanted) == 100
     assert found[:step] == wanted[:step]
     assert found[step] == pytest.approx(wanted[step], rel=NATS)
     assert found[step : step + 20] == pytest.approx(wanted[step : step + 20], rel=TRAINED)

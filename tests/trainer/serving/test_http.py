@@ -6,11 +6,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from helpers.serving import PATIENCE, Alone, Running, alone, chat_model, running, sampled, text_of, until
 
@@ -20,6 +19,9 @@ from trainer.generation.generator import Generator
 from trainer.generation.sampling import WRITABLE, SamplingSettings
 from trainer.generation.settings import GenerateSettings
 from trainer.serving.requests import choice_seed
+
+if TYPE_CHECKING:
+    import openai
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def server(generator: Generator) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
+def client(server: Running) -> "openai.OpenAI":
     return server.openai()
 
 
@@ -59,7 +61,7 @@ def shown(pieces: list[Any]) -> str:
 # ---- Completions.
 
 
-def test_a_completion_is_the_single_run(client: openai.OpenAI, single: Alone) -> None:
+def test_a_completion_is_the_single_run(client: "openai.OpenAI", single: Alone) -> None:
     answer = client.completions.create(model="tiny", prompt="The patch", max_tokens=20, seed=3, user="me")
     pieces = single("The patch", sampled(20, seed=3))
     (choice,) = answer.choices
@@ -72,7 +74,7 @@ def test_a_completion_is_the_single_run(client: openai.OpenAI, single: Alone) ->
     assert 0 < patches["prompt"] <= 9
 
 
-def test_several_prompts_and_texts_come_in_order(client: openai.OpenAI, single: Alone) -> None:
+def test_several_prompts_and_texts_come_in_order(client: "openai.OpenAI", single: Alone) -> None:
     answer = client.completions.create(model="tiny", prompt=["one", "two", ""], max_tokens=8, seed=5, n=2)
     expected = [
         shown(single(prompt, sampled(8, seed=choice_seed(5, choice))))
@@ -83,7 +85,7 @@ def test_several_prompts_and_texts_come_in_order(client: openai.OpenAI, single: 
     assert [choice.index for choice in answer.choices] == list(range(6))
 
 
-def test_ids_are_bytes_and_special_ids(client: openai.OpenAI, single: Alone) -> None:
+def test_ids_are_bytes_and_special_ids(client: "openai.OpenAI", single: Alone) -> None:
     ids = [byte + OFFSET for byte in b"ab"]
     options = {"model": "tiny", "max_tokens": 9, "seed": 1}
     texts = [
@@ -94,7 +96,7 @@ def test_ids_are_bytes_and_special_ids(client: openai.OpenAI, single: Alone) -> 
     assert special.choices[0].text.startswith("<user>ab")
 
 
-def test_every_way_to_choose_reaches_the_model(client: openai.OpenAI, single: Alone) -> None:
+def test_every_way_to_choose_reaches_the_model(client: "openai.OpenAI", single: Alone) -> None:
     sampling = SamplingSettings(temperature=0.7, top_p=0.9, top_k=50, min_p=0.001, seed=11)
     theta = 5.0
     settings = GenerateSettings(length=15, sampling=sampling, utf8=True, theta=theta)
@@ -112,7 +114,7 @@ def test_every_way_to_choose_reaches_the_model(client: openai.OpenAI, single: Al
     assert answer.model_extra["rates"]["bytes_per_second"] > 0
 
 
-def test_a_stop_string_is_not_shown(client: openai.OpenAI, single: Alone) -> None:
+def test_a_stop_string_is_not_shown(client: "openai.OpenAI", single: Alone) -> None:
     whole = shown(single("x", sampled(40, seed=2, utf8=True)))
     stop = whole[5:7]
     for stops in (stop, ["never there", stop]):
@@ -123,12 +125,12 @@ def test_a_stop_string_is_not_shown(client: openai.OpenAI, single: Alone) -> Non
         assert answer.choices[0].finish_reason == "stop"
 
 
-def test_without_a_seed_texts_differ(client: openai.OpenAI) -> None:
+def test_without_a_seed_texts_differ(client: "openai.OpenAI") -> None:
     texts = {client.completions.create(model="tiny", prompt="x", max_tokens=30).choices[0].text for _ in range(3)}
     assert len(texts) == 3
 
 
-def test_a_prompt_is_scored_without_writing(client: openai.OpenAI) -> None:
+def test_a_prompt_is_scored_without_writing(client: "openai.OpenAI") -> None:
     answer = client.completions.create(
         model="tiny", prompt="naïve", max_tokens=0, echo=True, logprobs=3, extra_body={"details": True}
     )
@@ -148,7 +150,7 @@ def test_a_prompt_is_scored_without_writing(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_what_is_written_after_a_scored_prompt_is_one_entry_even_where_it_is_the_end(
-    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
+    client: "openai.OpenAI", monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
     """The harness leaves the last entry out, whatever it is."""
     writable = np.zeros_like(WRITABLE)
@@ -169,7 +171,7 @@ def test_what_is_written_after_a_scored_prompt_is_one_entry_even_where_it_is_the
 # ---- Chats.
 
 
-def test_a_chat_is_answered(client: openai.OpenAI, generator: Generator, tmp_path: Path) -> None:
+def test_a_chat_is_answered(client: "openai.OpenAI", generator: Generator, tmp_path: Path) -> None:
     turns = [Turn("system", b"be short"), Turn("user", "grüß".encode())]
     answer = client.chat.completions.create(
         model="tiny",
@@ -193,7 +195,9 @@ def test_a_chat_is_answered(client: openai.OpenAI, generator: Generator, tmp_pat
     assert {len(entry.top_logprobs) for entry in content} == {2}
 
 
-def test_a_role_without_a_special_id_is_refused(client: openai.OpenAI) -> None:
+def test_a_role_without_a_special_id_is_refused(client: "openai.OpenAI") -> None:
+    import openai
+
     with pytest.raises(openai.BadRequestError, match="tool") as caught:
         client.chat.completions.create(
             model="tiny", messages=[{"role": "tool", "content": "x", "tool_call_id": "1"}], max_tokens=5
@@ -208,7 +212,7 @@ def test_a_role_without_a_special_id_is_refused(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])
-def test_a_stream_is_the_whole_in_characters(client: openai.OpenAI, single: Alone, kind: str) -> None:
+def test_a_stream_is_the_whole_in_characters(client: "openai.OpenAI", single: Alone, kind: str) -> None:
     options: dict[str, Any] = {"model": "tiny", "max_tokens": 60, "seed": 8, "n": 2, "extra_body": {"utf8": True}}
     if kind == "chat":
         messages: Any = [{"role": "user", "content": "hello"}]
@@ -315,7 +319,9 @@ def test_what_is_asked_in_another_way_is_refused(server: Running) -> None:
         error_of(http.get("/v1/completions"))
 
 
-def test_it_says_what_it_serves_and_counts(server: Running, client: openai.OpenAI) -> None:
+def test_it_says_what_it_serves_and_counts(server: Running, client: "openai.OpenAI") -> None:
+    import openai
+
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").model_extra["specials"] == ["system", "user", "assistant", "end"]
     with pytest.raises(openai.NotFoundError):
@@ -334,6 +340,8 @@ def test_it_says_what_it_serves_and_counts(server: Running, client: openai.OpenA
 
 
 def test_a_key_is_needed_where_there_is_one(generator: Generator) -> None:
+    import openai
+
     with running({"tiny": generator}, keys=[b"first", b"second"]) as served:
         assert served.openai("second").models.list().data[0].id == "tiny"
         for wrong in ("none", "firs", "first second"):
