@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         folders = [opened.enter_context(opened_model(model)) for model in arguments.models]
         change = None
         if arguments.base is not None:
-            sides = arguments.post_trained, arguments.base
-            change = PostTraining(*(opened.enter_context(opened_token_model(side)) for side in sides), scale)
+            after = opened.enter_context(opened_token_model(arguments.post_trained))
+            change = PostTraining(after, opened.enter_context(opened_token_model(arguments.base)), scale)
         made = merge_weights(folders, weights, arguments.out, change, line)
     for model, weight in zip(arguments.models, weights):
         show(f"{weight:g} x {model}")

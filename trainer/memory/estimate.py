@@ -214,10 +214,13 @@ def _block(stack: StackSettings, given: Pass, recompute: Kept) -> int:
     sums = 0 if given.tiled else FLOAT * stack.heads
     heads = attended + 2 * keys
     if recompute == "selective":
-        kept = {name: outputs for name, (inputs, outputs) in stack.products.items() if not too_wide(inputs, outputs)}
-        if stack.norm == "before":
-            kept.pop("down", None)  # added to what it is added to, it is the next block's input
-        return given.width * (width + attended + sum(kept.values())) + sums
+        # Where norms stand before, the product of down is added to while it is made: it is the next block's input.
+        products = sum(
+            outputs
+            for name, (inputs, outputs) in stack.products.items()
+            if not too_wide(inputs, outputs) and (name != "down" or stack.norm == "after")
+        )
+        return given.width * (width + attended + products) + sums
     # Input, its norm, attention, the sum between the halves, its norm; heads before and after they are turned, and
     # once more where they are normed. Norms that stand after keep as many, what goes into them.
     kept = 4 * width + attended + heads + (attended + keys) + (heads if stack.qk_norm != "none" else 0)
