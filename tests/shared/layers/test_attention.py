@@ -215,3 +215,19 @@ def test_the_kernel_of_this_torch_takes_what_it_is_given(groups: int, carried: i
         found.sum().backward()
         assert found.shape == q.shape
         assert k.grad is not None and k.grad.shape == k.shape  # noqa: PT018
+
+
+def test_layers_with_a_window_see_as_much_by_tiles_and_by_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands are for devices without tiles or kernel; a window that no document fills makes none."""
+    documents = segments([5, 300, 40])
+    q, k, v = (torch.randn(345, 2, 8) for _ in range(3))
+    whole = AttentionMask.of(documents, q.dtype)
+    tiles = {window: attention(q, k, v, whole.within(window, q.dtype)) for window in (7, 299, 300, None)}
+    monkeypatch.setattr("shared.layers.attention.takes_tiles", lambda _: False)
+    whole = AttentionMask.of(documents, q.dtype)
+    for window, wanted in tiles.items():
+        mask = whole.within(window, q.dtype)
+        assert (mask.bias is None) == (window in (300, None))
+        torch.testing.assert_close(attention(q, k, v, mask), wanted)
+    assert whole.within(1 << 30, q.dtype) is whole
+    assert not torch.equal(tiles[299], tiles[300])
