@@ -299,6 +299,7 @@ def test_a_sample_is_a_number_of_bytes_or_all(place: Path, tmp_path: Path, capsy
     assert f"argument --sample-bytes: expected a number of bytes or 'all', got {text!r}" in capsys.readouterr().err
 
 
+@pytest.mark.drill
 def test_entropies_that_are_scored_take_no_memory_and_leave_no_file(place: Path, tmp_path: Path) -> None:
     """Of the larger sample they would fill 800 kB."""
     scorer, _ = load_scorer(place / "model", ScoringSettings(stream_length=512))

@@ -120,6 +120,7 @@ def test_a_job_that_is_fine_and_one_with_a_failed_split_say_so_too(head, tmp_pat
         assert code == wanted, said
 
 
+@pytest.mark.drill
 def test_without_the_token_there_is_one_line_and_no_job(head):
     for missing in ("RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS"):
         environment = {**head.environment, missing: "/nowhere" if "PATH" in missing else "http://127.0.0.1:1"}

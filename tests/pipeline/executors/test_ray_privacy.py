@@ -217,6 +217,7 @@ def test_without_a_short_folder_there_is_one_line_that_says_what_would_do(monkey
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.drill
 def test_what_ray_says_when_it_cannot_start_is_named_as_such_and_nothing_stays(monkeypatch):
     place = private_folder()
     try:

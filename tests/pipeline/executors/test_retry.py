@@ -181,7 +181,10 @@ def test_a_fault_of_the_disk_is_tried_again_and_a_full_one_is_not(
 
 @pytest.mark.parametrize(
     ("executor", "reason"),
-    [("inline", "exit code -9"), pytest.param("ray", "The actor died unexpectedly", marks=pytest.mark.slow)],
+    [
+        pytest.param("inline", "exit code -9", marks=pytest.mark.drill),
+        pytest.param("ray", "The actor died unexpectedly", marks=pytest.mark.slow),
+    ],
 )
 def test_a_split_that_kills_every_worker_is_given_up_and_the_rest_is_done(
     corpus, tmp_path, capsys, monkeypatch, executor, reason

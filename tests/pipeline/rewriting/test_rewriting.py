@@ -62,6 +62,7 @@ def test_a_killed_command_leaves_nothing_that_looks_finished_and_goes_on(dataset
     assert run("verify", out) == 0
 
 
+@pytest.mark.drill
 def test_a_stopped_command_ends_in_order(dataset, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "pipeline", "recut", dataset, "--out", tmp_path / "out", "--rule", "space"]
     process = subprocess.Popen([*map(str, line)], env=environment(), stderr=subprocess.PIPE, text=True)
@@ -149,6 +150,7 @@ def test_unfinished_work_of_another_command_is_not_mixed_in(tmp_path: Path, caps
     assert run("verify", tmp_path / "out") == 0
 
 
+@pytest.mark.drill
 def test_neither_torch_nor_ray_is_imported(tmp_path: Path) -> None:
     save_dataset(tmp_path / "a", documents(BYTE), BYTE, "arrow", "uint8")
     save_dataset(tmp_path / "b", documents(BYTE)[:1], BYTE, "arrow", "uint8")

@@ -125,6 +125,7 @@ def test_statuses_are_those_that_follow_from_looking_at_all_texts_at_once(splits
     assert found == wanted
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("hashes", ["all equal", "all different"])
 def test_memory_for_a_selection_does_not_grow_with_the_texts(tmp_path, monkeypatch, hashes):
     monkeypatch.setattr("pipeline.splits.selection.COMPARED", 2**11)

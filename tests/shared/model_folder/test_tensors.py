@@ -158,6 +158,7 @@ print(peak - before)
 """
 
 
+@pytest.mark.drill
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_file_is_copied_in_a_fraction_of_its_size(tmp_path: Path) -> None:
     table = torch.zeros(1 << 20, 32)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
 from helpers.model_examples import blt_settings
 from helpers.tiny_runs import quiet_environment
 from torch import nn
@@ -21,6 +22,7 @@ def test_a_model_without_values_has_the_shapes_of_one_with_them() -> None:
     assert not nn.Linear(2, 2).weight.is_meta
 
 
+@pytest.mark.drill
 def test_neither_a_model_without_values_nor_writing_imports_the_compiler() -> None:
     """Over a second of the start of every program that writes."""
     code = """

@@ -63,6 +63,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return {shards: linked_dataset(folder / str(shards), shards) for shards in (FEW, MANY)}
 
 
+@pytest.mark.drill
 def test_a_loader_holds_no_more_of_a_hundred_times_as_many_shards(folders: dict[int, Path]) -> None:
     held_bytes(folders[FEW])  # what is imported and cached by the first use
     assert held_bytes(folders[MANY]) < 1.2 * held_bytes(folders[FEW])

@@ -89,11 +89,12 @@ def _(q: Tensor, *_: Any) -> Tensor:
 variable_length.register_autograd(lambda ctx, grad: (grad, grad, grad, None, None, None))
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize(
     ("options", "backend"),
     [
-        pytest.param(frozenset(KERNEL_OPTIONS), "aot_eager", id="torch 2.13", marks=pytest.mark.drill),
+        pytest.param(frozenset(KERNEL_OPTIONS), "aot_eager", id="torch 2.13"),
         pytest.param(frozenset(), "eager", id="torch 2.11"),
     ],
 )

@@ -21,6 +21,7 @@ def steps_of(trace: Path) -> int:
     return sum(1 for event in events if event.get("name", "").startswith("Optimizer.step#AdamW"))
 
 
+@pytest.mark.drill
 def test_traces_are_taken_at_a_step_and_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = tiny_data(tmp_path / "data", STATIC), tmp_path / "run"
     recipe = tiny_recipe(data, out, run={"steps": 6}, metrics={"log_every": 1, "profile": {"at": 2, "steps": 2}})

@@ -161,6 +161,7 @@ def test_no_module_of_the_trainer_shadows_the_standard_library() -> None:
     assert not names & set(sys.stdlib_module_names)
 
 
+@pytest.mark.drill
 def test_the_trainer_imports_neither_ray_nor_outside_experiments_the_pipeline() -> None:
     """Experiments call the pipeline as a library; training, scoring and generating do without it."""
     paths = [path.relative_to(ROOT).with_suffix("").parts for path in (ROOT / "trainer").rglob("*.py")]

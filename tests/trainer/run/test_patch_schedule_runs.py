@@ -120,7 +120,7 @@ def stopped(whole: Path, out: Path, step: int) -> Path:
     return out
 
 
-@pytest.mark.parametrize("step", [1, 6])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.drill), 6])
 def test_a_run_resumed_inside_a_phase_and_at_its_change_is_bit_for_bit_the_whole_one(
     recipe: Path, whole: Path, tmp_path: Path, step: int
 ) -> None:

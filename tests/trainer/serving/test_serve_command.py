@@ -27,6 +27,7 @@ def single(folder: Path) -> Alone:
     return alone(Generator(folder))
 
 
+@pytest.mark.drill
 def test_a_signal_ends_it_when_what_is_written_is_finished(folder: Path, single: Alone) -> None:
     seed = next(seed for seed in range(100) if len(single("end", sampled(80, seed=seed))) == 80)
     asked = {"prompt": "end", "max_tokens": 80, "seed": seed, "stream": True}

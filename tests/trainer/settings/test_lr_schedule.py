@@ -236,7 +236,7 @@ def halved(data: Path) -> str:
     return model_sha256(out / "model")
 
 
-@pytest.mark.parametrize("every", [3, 500])
+@pytest.mark.parametrize("every", [3, pytest.param(500, marks=pytest.mark.drill)])
 def test_the_last_checkpoint_before_the_decay_stays_whatever_is_kept(
     data: Path, halved: str, tmp_path: Path, every: int
 ) -> None:

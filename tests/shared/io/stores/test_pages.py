@@ -89,6 +89,7 @@ class Pages:
         return {"Contents": objects, "IsTruncated": stop < self._count, "NextContinuationToken": stop}
 
 
+@pytest.mark.drill
 def test_a_list_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """300 bytes a file at most, as of files on disks."""
     few, many, peaks = 2_000, 4_000, list[int]()
