@@ -167,7 +167,7 @@ scaling: setup amounts ## sizes and budgets of four families on CORPUS, fitted; 
 test: setup ## the test suite, in parallel (minutes); TESTS="tests/shared -k scoring"
 	@$(PYTEST) $(TESTS)
 
-drills: setup ## runs that are killed and resumed, runs of two ranks
+drills: setup ## runs that are killed and resumed, runs of two ranks, pages in a browser
 	@$(PYTEST) -m drill $(TESTS)
 
 test-all: setup ## all tests, the slow ones too (Ray matrices, large data, exported folders in environments of their own)
