@@ -15,6 +15,8 @@ from shared.io.files.digests import file_sha256
 from shared.io.stores.lease import leased
 from shared.io.stores.store import UrlStore, open_store
 
+pytestmark = pytest.mark.drill  # hundreds of requests to a real object store each
+
 COMMANDS = {
     "recut": ["recut", "SOURCE", "--rule", "static", "--stride", 3],
     "merge": ["merge", "SOURCE", "SOURCE-other"],

@@ -30,6 +30,8 @@ from shared.io.stores.lease import leased
 from shared.io.stores.store import Store, UrlStore, open_store
 from shared.patching import PatchingSettings
 
+pytestmark = pytest.mark.drill  # hundreds of requests to a real object store each
+
 OPTIONS = (*STATIC, "--split-bytes", 5000, "--subset-column", "lang")
 
 
