@@ -275,13 +275,13 @@ def with_progress(contents: Contents, line: Progress) -> Contents:
 
 
 def finite(contents: Contents, where: str) -> Contents:
-    """The same in fp32; ModelFileError, beginning ``where``, at the first tensor with NaN or infinity."""
+    """The same; ModelFileError, beginning ``where``, at the first tensor that has NaN or infinity in fp32."""
     plan, produce = contents
 
     def checked(name: str) -> Iterable[Tensor]:
         made = produce(name)
         for part in (made,) if isinstance(made, Tensor) else made:
-            part = part.float()
+            part = part.float() if part.dtype == torch.float64 else part  # what fp32 cannot hold becomes infinite
             if not part.isfinite().all():
                 raise ModelFileError(f"{where}tensor {name} would have values that are no finite numbers")
             yield part

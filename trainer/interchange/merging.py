@@ -157,5 +157,5 @@ def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity]:
         if found := _differences(settings, load_settings(model)):
             raise ConfigError(f"{model} is not a model like {models[0]} ({found})")
         if found := _differences(identity, model_identity(model), include={"patching", "entropy_model"}):
-            raise ConfigError(f"{model} finds its patches otherwise than {models[0]} ({found})")
+            raise ConfigError(f"{model} does not find patches as {models[0]} does ({found})")
     return settings, identity

@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, byteified: Path, capsys: pyt
     assert "there are 3, and 2 models" in refusal(capsys, out, one, one, "--weights", 1, 1, -1)
     assert "wide is not a model like" in (line := refusal(capsys, out, one, tmp_path / "wide"))
     assert "global.width: there 48, here 64" in line
-    assert "other finds its patches otherwise" in refusal(capsys, out, one, tmp_path / "other")
+    assert "other does not find patches as" in refusal(capsys, out, one, tmp_path / "other")
     untrained = refusal(capsys, out, byteified, tmp_path / "byteified")
     assert f"has not been trained yet: torchrun trainer/main.py {tmp_path / 'byteified/recipe.toml'}" in untrained
     with_nan = {name: tensor.fill_(torch.nan) for name, tensor in load_state(one)[0].items()}
