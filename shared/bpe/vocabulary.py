@@ -54,6 +54,12 @@ class Subwords:
             one, two = (tokens[order[place]] for place in (same[0], same[0] + 1))
             raise ValueError(f"the tokens {one!r} and {two!r} are equal or have one hash")
 
+    @property
+    def tokens(self) -> list[bytes | None]:
+        """The bytes of each id; None for special ids."""
+        text, starts = self._text.tobytes(), self._starts.tolist()
+        return [text[start : start + size] or None for start, size in zip(starts, self.lengths.tolist())]
+
     def ids(self, text: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """int32 [P]: the id of each patch of a text, NO_TOKEN where it is no token; a few passes over the bytes.
 

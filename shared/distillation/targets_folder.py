@@ -57,6 +57,7 @@ SCHEMA = pa.schema(
         pa.field("content_hash", pa.binary(32), nullable=False),
         pa.field("targets", pa.int64(), nullable=False),
         pa.field("largest_rest", pa.float64(), nullable=False),
+        pa.field("flops", pa.float64(), nullable=False),
     ]
 )
 TABLE_ROWS = 4096
@@ -77,6 +78,8 @@ _MAKE = "make them with: python -m pipeline targets DATASET --teacher MODEL --ou
 
 Probability = Annotated[float, Field(ge=0, le=1.001)]
 """Rounded to float16, as it may be, one of 1 may be a little more."""
+
+Flops = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class TeacherIdentity(Settings):
@@ -115,7 +118,7 @@ class TargetsManifest(Settings):
     """Of the files of shards."""
     largest_rest: Probability
     """The largest probability, over all targets, that the symbols which were not kept have together."""
-    flops: float = Field(ge=0, allow_inf_nan=False)
+    flops: Flops
     """Of the teacher over the dataset."""
     shards: TableFile
     """shards.arrow."""
@@ -136,6 +139,8 @@ class ShardTargets(Settings):
     """Of the shard's documents, as the dataset has it."""
     targets: Count
     largest_rest: Probability
+    flops: Flops
+    """Of the teacher over the shard."""
 
 
 def targets_name(shard_name: str) -> str:
@@ -398,18 +403,29 @@ def load_targets(folder: Path | str, split: str) -> tuple[Path | str, TargetsMan
     """
     folder = location_of(folder)
     for where in (folder, below(folder, split)):
-        path = below(where, TARGETS_FILE)
-        try:
-            text = read_whole(path, MOST_MANIFEST_BYTES)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
-        if problem := other_version(path, text, FORMAT_VERSION, _MAKE):
-            raise DatasetError(problem)
-        with refused_as(DatasetError, f"{path}: "):
-            return where, TargetsManifest.model_validate_json(text)
+        if (manifest := _manifest_in(where)) is not None:
+            return where, manifest
     raise DatasetError(f"{folder} has no targets of the split {split}: neither {TARGETS_FILE} nor {split}/; {_MAKE}")
+
+
+def targets_at(folder: Path | str) -> list[tuple[Path | str, TargetsManifest]]:
+    """The targets in a folder or behind a URL, or in its train/ and validation/. Raises as `load_targets` does."""
+    places = [folder, below(folder, "train"), below(folder, "validation")]
+    return [(where, manifest) for where in places if (manifest := _manifest_in(where)) is not None]
+
+
+def _manifest_in(where: Path | str) -> TargetsManifest | None:
+    path = below(where, TARGETS_FILE)
+    try:
+        text = read_whole(path, MOST_MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
+    if problem := other_version(path, text, FORMAT_VERSION, _MAKE):
+        raise DatasetError(problem)
+    with refused_as(DatasetError, f"{path}: "):
+        return TargetsManifest.model_validate_json(text)
 
 
 def _checked_table(path: Path, rows: int) -> ArrowFile:

@@ -35,7 +35,8 @@ from shared.shards.writer import HashingFile
 class TargetsWriter(AbstractContextManager["TargetsWriter"]):
     """The targets of one shard, written as they come; the same targets give the same bytes.
 
-    A context: the file appears when the block ends, and ``entry`` is set; after an error in it none is left. Memory:
+    A context: the file appears when the block ends, and ``entry`` is set; after an error in it none is left. ``flops``
+    of the teacher are added up by the caller. Memory:
     what is added, and some tens of bytes for each row of the shard.
     """
 
@@ -48,6 +49,7 @@ class TargetsWriter(AbstractContextManager["TargetsWriter"]):
         self._begins, self._counts = places.rows, places.counts
         self._targets = self._left = int(places.documents[-1])
         self._largest_rest = 0.0
+        self.flops = 0.0
         self._row = self._written = 0
         tensors = tensors_of(form, self._targets, len(places.documents) - 1)
         names, header = made_header(tensors)
@@ -114,18 +116,19 @@ class TargetsWriter(AbstractContextManager["TargetsWriter"]):
             content_hash=self._content_hash,
             targets=self._targets,
             largest_rest=self._largest_rest,
+            flops=self.flops,
         )
 
 
 def commit_targets(
-    folder: Path, identity: TargetsIdentity, entries: Iterable[ShardTargets], dataset: Dataset, flops: float
+    folder: Path, identity: TargetsIdentity, entries: Iterable[ShardTargets], dataset: Dataset
 ) -> TargetsManifest:
     """Commit targets whose files are in their places: the table, and targets.json last.
 
-    ``entries`` in the order of the dataset's shards; ``flops`` of the teacher over the dataset.
+    ``entries`` in the order of the dataset's shards.
     """
     rows = size = targets = 0
-    largest = 0.0
+    largest = flops = 0.0
     held: list[dict[str, Any]] = []
     with atomic_file(folder / TABLE_FILE) as file:
         sink = HashingFile(file)
@@ -139,7 +142,7 @@ def commit_targets(
                 digests = {key: bytes.fromhex(getattr(entry, key)) for key in ("sha256", "content_hash")}
                 held.append(entry.model_dump() | digests)
                 rows, size, targets = rows + 1, size + entry.bytes, targets + entry.targets
-                largest = max(largest, entry.largest_rest)
+                largest, flops = max(largest, entry.largest_rest), flops + entry.flops
                 if len(held) == TABLE_ROWS:
                     write()
             if held:

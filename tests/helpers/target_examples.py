@@ -2,14 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from helpers.subword_examples import train_tokenizer
+from helpers.tiny_runs import STACK
 from shared.distillation.byte_targets import TokenTree
 from shared.distillation.stored_targets import StoredTargets, TargetFormat, stored_targets
 from shared.distillation.targets_folder import Targets, TargetsIdentity, TeacherIdentity, open_targets
 from shared.distillation.targets_writer import TargetsWriter, commit_targets
+from shared.model_folder.files import build_model, save_model
+from shared.model_settings import FlatSettings
+from shared.models.initialise import initialise
 from shared.shards.dataset import Dataset
 from shared.vocabulary import EOS
 
@@ -58,5 +64,18 @@ def write_targets(folder: Path, dataset: Dataset, form: TargetFormat | None = No
             for text in document_texts(dataset, shard):
                 writer.add(targets_of(text, form))
         entries.append(writer.entry)
-    commit_targets(folder, TargetsIdentity(teacher=TEACHER, form=form), entries, dataset, 1e9)
+    commit_targets(folder, TargetsIdentity(teacher=TEACHER, form=form), entries, dataset)
     return open_targets(folder, dataset)
+
+
+def teacher_folder(folder: Path, **settings: Any) -> Path:
+    """An untrained flat model over byte-pair tokens, whose probabilities are far from even."""
+    tokenizer = train_tokenizer(folder / "seen", folder / "tokenizer", 300)
+    chosen = FlatSettings.model_validate(STACK | {"vocabulary": 300} | settings)
+    model = build_model(chosen)
+    initialise(model, 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    save_model(model, chosen, folder / "teacher", tokenizer=tokenizer)
+    return folder / "teacher"
