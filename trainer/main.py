@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         if "--plan" in options:
             return print_plan(recipe, words)
         settings = load_recipe(recipe, words, TrainSettings)
-        data = RunData(settings.data, settings.model.patch_credit)
+        data = RunData.of(settings)
         settings = with_length(settings, data)
         check_run_folder(settings.run.out)
         check_run(settings, data)

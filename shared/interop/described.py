@@ -1,5 +1,6 @@
 """What a folder that others can read says about the model in it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,11 @@ class Foreign(BaseModel):
     """Keys of others: of those that are not read here nothing is known; what is read has the type that it says."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model folder of ours, and not one of transformers."""
+    return "kind" in config and "model_type" not in config
 
 
 def read_json(path: Path) -> dict[str, Any]:

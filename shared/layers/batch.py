@@ -131,6 +131,20 @@ def patch_room(lengths: Sequence[int] | np.ndarray, credit: PatchCredit, tokens:
 
 
 @dataclass(frozen=True)
+class TeacherTargets(_Movable):
+    """What a teacher says of a pack (`shared.distillation`): K symbols that are kept of each target."""
+
+    NARROW = ("symbols", "tokens")
+    symbols: Tensor
+    """int64 [T, K], ids of the most probable next bytes and special ids."""
+    logs: Tensor
+    """fp32 [T, K + 1], ln of the probability of each of them, and of all others together. Where a label is ignored they
+    are anything."""
+    tokens: Tensor
+    """int64 [P], the teacher's token that a patch is, or what `shared.distillation.losses` has in its place."""
+
+
+@dataclass(frozen=True)
 class Batch(_Movable):
     """One pack as a model reads it."""
 
@@ -142,3 +156,5 @@ class Batch(_Movable):
     documents: Segments
     patches: Patches | PatchRoom | None
     """None for models without patches (the entropy model)."""
+    teacher: TeacherTargets | None = None
+    """Only where a model is distilled."""

@@ -3,6 +3,8 @@
 Shapes: T tokens, P patches, K vectors a patch, D local width, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -101,13 +103,19 @@ class GlobalTransformer(nn.Module):
         self.input_projection = Linear(inputs, width) if inputs != width else None
         self.blocks = blocks(settings.global_)
 
-    def forward(self, vectors: Tensor, documents: Segments) -> Tensor:
-        """Patch vectors [P, K, D] -> [P, D_global]."""
+    def inputs(self, vectors: Tensor) -> Tensor:
+        """Patch vectors [P, K, D] -> [P, D_global], as the first block reads them."""
         x = vectors.flatten(1)
-        if self.input_projection is not None:
-            x = self.input_projection(x)
+        return x if self.input_projection is None else self.input_projection(x)
+
+    def through(self, x: Tensor, documents: Segments) -> Tensor:
+        """What the first block reads -> what the last one gives, both [P, D_global]."""
         mask = AttentionMask.of(documents, x.dtype)
         return through_blocks(self.blocks, self.settings, x, documents.positions, mask)
+
+    def forward(self, vectors: Tensor, documents: Segments) -> Tensor:
+        """Patch vectors [P, K, D] -> [P, D_global]."""
+        return self.through(self.inputs(vectors), documents)
 
 
 class Blt(nn.Module):
@@ -121,8 +129,23 @@ class Blt(nn.Module):
         self.global_ = GlobalTransformer(settings)
         self.decoder = LocalDecoder(settings)
 
-    def forward(self, ids: Tensor, documents: Segments, patches: Patches) -> Tensor:
-        """ids int64 [T] -> logits fp32 [T, V]: at each token those of the next one."""
+    def forward(
+        self, ids: Tensor, documents: Segments, patches: Patches, keep_inputs: bool = False
+    ) -> "Tensor | LogitsAndInputs":
+        """ids int64 [T] -> logits fp32 [T, V]: at each token those of the next one.
+
+        ``keep_inputs``: also what the global transformer reads, which is distilled.
+        """
         states, vectors = self.encoder(ids, self.ngrams(ids, documents), documents, patches)
-        logits: Tensor = self.decoder(states, self.global_(vectors, patches.documents), documents, patches)
-        return logits
+        inputs = self.global_.inputs(vectors)
+        logits: Tensor = self.decoder(states, self.global_.through(inputs, patches.documents), documents, patches)
+        return LogitsAndInputs(logits, inputs) if keep_inputs else logits
+
+
+class LogitsAndInputs(NamedTuple):
+    """What a forward pass gives for distillation."""
+
+    logits: Tensor
+    """fp32 [T, V]."""
+    inputs: Tensor
+    """[P, D_global], what the global transformer reads."""

@@ -98,5 +98,5 @@ def _from_checkpoint(checkpoint: Path, folder: Path) -> None:
     numerics = RunNumerics(
         dtype=settings.run.dtype, device="cpu", torch=torch.__version__, ranks=1, threads=settings.run.threads
     )
-    data = RunData(settings.data, settings.model.patch_credit)
+    data = RunData.of(settings)
     write_model(model.state_dict(), settings.model, state.identity, numerics, data, folder)

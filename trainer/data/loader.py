@@ -26,6 +26,7 @@ from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack, Packs, Step
 from trainer.data.packing.planner import DATA_ENDS, PackPlan, Planner, check_division
 from trainer.data.packing.slices import SliceReader
+from trainer.data.packing.teacher import TeacherReader
 from trainer.data.patch_schedule import PatchSchedule
 from trainer.data.recut_lengths import RecutLengths
 from trainer.data.sampling.cursor import Cursor, CursorState, check_cursor, first_cursor
@@ -115,6 +116,7 @@ class PackDataset(IterableDataset["list[Packs | Exception]"]):
         rank: int = 0,
         ranks: int = 1,
         schedule: PatchSchedule | None = None,
+        teacher: TeacherReader | None = None,
     ) -> None:
         """Raises ConfigError or IdentityError for arguments that do not fit together, DatasetError for damaged data."""
         check_division(packs_per_step, ranks)
@@ -126,6 +128,7 @@ class PackDataset(IterableDataset["list[Packs | Exception]"]):
             )
         self._dataset, self._limits, self._mixing = dataset, limits, mixing
         self._packs_per_step, self._rank, self._ranks, self._phases = packs_per_step, rank, ranks, schedule
+        self._teacher = teacher
         self._state, self._next = CursorState(cursor, dataset.subset_names), FROM_WORKER
         self._planner(self._reader())  # what cannot be planned is refused here, in the rank itself
 
@@ -181,10 +184,10 @@ class PackDataset(IterableDataset["list[Packs | Exception]"]):
     def _built(self, planned: list[tuple[PackPlan, Step]], reader: SliceReader) -> Iterator[Packs]:
         """Packs that were planned; where one cannot be read, those before it, and then its error."""
         try:
-            packs = [build_packs(planned, reader)] if planned else []
+            packs = [build_packs(planned, reader, self._teacher)] if planned else []
         except (ValueError, OSError):
             for one in planned:
-                yield build_packs([one], reader)
+                yield build_packs([one], reader, self._teacher)
         else:
             yield from packs
 
@@ -243,16 +246,20 @@ class PackLoader:
         workers: int = 0,
         cursor: Cursor | None = None,
         schedule: PatchSchedule | None = None,
+        teacher: TeacherReader | None = None,
     ) -> None:
         """A cursor continues a run, with any number of ranks and workers; its seed and streams are the run's.
 
-        ``schedule``: of the patch size, where it changes; then ``limits`` are those of its phases.
+        ``schedule``: of the patch size, where it changes; then ``limits`` are those of its phases. ``teacher``: of a
+        model that is distilled.
 
         Raises ConfigError or IdentityError where the arguments do not fit together, DatasetError for damaged data.
         """
         begun = cursor or first_cursor(dataset, seed, streams)
         self.limits = limits
-        self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), begun, rank, ranks, schedule)
+        self._packs = PackDataset(
+            dataset, limits, packs_per_step, mixing or Mixing(), begun, rank, ranks, schedule, teacher
+        )
         self._state, self._step = CursorState(begun, dataset.subset_names), -1
         self._workers = workers
         if workers:

@@ -4,6 +4,7 @@ Free of torch, and of pyarrow until a dataset is opened.
 """
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,22 +17,34 @@ from shared.shards.manifest import MANIFEST_NAME, DatasetTotals, Manifest, load_
 from trainer.data.packing.limits import PackLimits, credited_limits, pack_limits
 from trainer.data.sampling.schedule import Mixing, targets_of_one_pass
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, prefixed, split_folders, together
-from trainer.settings import DataSettings, RunSettings, TrainSettings
+from trainer.settings import DataSettings, DistillationSettings, RunSettings, TrainSettings
 
 if TYPE_CHECKING:  # they need pyarrow, which a finished run is recognised without, or are seldom used
+    from shared.shards.cache import FileCache
     from shared.shards.dataset import Dataset
     from trainer.data.mixture import Mixture
+    from trainer.data.packing.teacher import TeacherReader
     from trainer.data.patch_schedule import PatchSchedule, Phase
 
 
 class RunData:
     """Both splits of the datasets that a recipe names. Everything is read when it is first asked for, and kept."""
 
-    def __init__(self, settings: DataSettings, credit: PatchCredit | None = None) -> None:
+    def __init__(
+        self,
+        settings: DataSettings,
+        credit: PatchCredit | None = None,
+        distillation: DistillationSettings | None = None,
+    ) -> None:
         """``credit``: of a model that finds patches itself (`WholeModel.patch_credit`)."""
         self.mixing = Mixing(settings.weights, settings.repeats)
-        self._settings, self._credit = settings, credit
+        self._settings, self._credit, self._distillation = settings, credit, distillation
         self._manifests: dict[str, dict[str, Manifest]] = {}
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> "RunData":
+        """The data of a recipe."""
+        return cls(settings.data, settings.model.patch_credit, settings.distillation)
 
     def folders(self, split: str) -> dict[str, Path | str]:
         """The folder of each dataset's split, by name; one alone has the name ""."""
@@ -122,7 +135,9 @@ class RunData:
         tokens, patches = self._settings.tokens, self._settings.patches
         if self._credit is not None:
             return credited_limits(self.train_manifest, tokens, self._credit, patches)
-        return pack_limits(self.train_manifest, tokens, patches)
+        found = pack_limits(self.train_manifest, tokens, patches)
+        # Of a student tokens are patches.
+        return found if self._distillation is None else replace(found, subwords=False)
 
     @cached_property
     def train(self) -> "Dataset | Mixture":
@@ -145,14 +160,45 @@ class RunData:
         settings = stored_settings(self.train.entropy_model)
         return settings if isinstance(settings, EntropyModelSettings) else None
 
-    def _opened(self, split: str) -> "Dataset | Mixture":
+    @cached_property
+    def teacher(self) -> "TeacherReader | None":
+        """What a teacher says of the training split; None where no model is distilled.
+
+        Raises DatasetError for targets that are missing or damaged, IdentityError for those of other text or another
+        tokenizer.
+        """
+        if self._distillation is None:
+            return None
+        from trainer.data.teacher import open_teacher
+
+        return open_teacher(self._distillation, self._datasets(TRAIN_SPLIT), self._cache)
+
+    @cached_property
+    def teacher_identity(self) -> dict[str, str] | None:
+        """What a run records of its teacher (law 7); None where no model is distilled. Raises as `teacher` does."""
+        if self._distillation is None:
+            return None
+        from trainer.data.teacher import identity_of
+
+        return identity_of(self._distillation, list(self.folders(TRAIN_SPLIT)))
+
+    @cached_property
+    def _cache(self) -> "FileCache":
         from shared.shards.cache import FileCache, default_cache
+
+        return FileCache(self._settings.cache or default_cache(), self._settings.cache_bytes)
+
+    def _datasets(self, split: str) -> "dict[str, Dataset]":
+        """Those of a split by name; one alone has the name ""."""
         from shared.shards.open import open_dataset
+
+        manifests = self.manifests(split)
+        return {name: open_dataset(where, self._cache, manifests[name]) for name, where in self.folders(split).items()}
+
+    def _opened(self, split: str) -> "Dataset | Mixture":
         from trainer.data.mixture import Mixture
 
-        cache = FileCache(self._settings.cache or default_cache(), self._settings.cache_bytes)
-        manifests = self.manifests(split)
-        datasets = {name: open_dataset(folder, cache, manifests[name]) for name, folder in self.folders(split).items()}
+        datasets = self._datasets(split)
         return datasets[""] if "" in datasets else Mixture(datasets, self._cut_anew)
 
 

@@ -51,7 +51,7 @@ class Spent:
 
 def spending(settings: TrainSettings) -> Iterator[Spent]:
     """What a run has used after each of its steps, for as many as ``data.repeats`` has documents for."""
-    data = RunData(settings.data, settings.model.patch_credit)
+    data = RunData.of(settings)
     work, scored, text, entropy_model = Workload(), Workload(), 0, data.entropy_model
     frozen = frozen_names(settings)
     for number, plans in enumerate(planned_steps(settings, data, data.schedule(settings.run)), 1):

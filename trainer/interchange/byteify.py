@@ -10,7 +10,7 @@ from tomli_w import dumps as to_toml
 from torch import Tensor
 
 from shared.errors import ConfigError, ModelFileError
-from shared.interop.described import read_json
+from shared.interop.described import is_ours, read_json
 from shared.interop.token_models import TokenModelBlocks
 from shared.io.display.progress import Progress
 from shared.io.files.atomic import write_atomic
@@ -67,7 +67,7 @@ def blocks_of(folder: Path, unscaled: bool = False) -> Blocks:
     """
     folder = model_folder_at(folder)
     config = read_json(folder / CONFIG_FILE)
-    if "kind" in config and "model_type" not in config:
+    if is_ours(config):
         return FlatBlocks(folder, unscaled)
     return TokenModelBlocks(folder, unscaled)
 

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from shared.io.display.quantities import quantity
 from shared.io.files.atomic import write_atomic
-from shared.layers.batch import Batch, Patches, patch_room, segments
+from shared.layers.batch import Batch, Patches, TeacherTargets, patch_room, segments
 from shared.patching.credit import PatchCredit
 from shared.vocabulary import BOS, OFFSET
 from trainer.data.packing.limits import PackLimits
@@ -27,6 +27,7 @@ from trainer.distributed.world import DTYPES, World
 from trainer.errors import TrainingError
 from trainer.memory.meter import Meter
 from trainer.memory.parts import HELP, STATE, Memory, logits_bytes, unsharded_elements
+from trainer.optim.distillation import Distillation
 from trainer.optim.optimizer import Optimizers
 from trainer.optim.train_step import backward
 from trainer.settings import TrainSettings
@@ -58,9 +59,17 @@ class DryRun:
 
 
 def dry_run(
-    model: nn.Module, optimizer: Optimizers, settings: TrainSettings, limits: PackLimits, world: World
+    model: nn.Module,
+    optimizer: Optimizers,
+    settings: TrainSettings,
+    limits: PackLimits,
+    world: World,
+    distillation: Distillation | None = None,
+    top: int = 0,
 ) -> DryRun:
     """Go through steps of the worst packs without an update; every rank takes part.
+
+    ``top``: K, symbols of each target of a teacher, where a model is distilled.
 
     Raises TrainingError, in one line, when memory does not suffice or the blocks cannot be compiled.
     """
@@ -73,10 +82,13 @@ def dry_run(
     static = sum(on_device.parts().values()) - on_device.gradients - on_device.unsharded - reserved
     meter = Meter(world.device, static, reserved)
     steps = worst_steps(limits, settings.data.packs // world.size)
+    if distillation is not None:
+        steps = [[taught(batch, top) for batch in batches] for batches in steps]
+    targets = limits.tokens * settings.data.packs
 
     def go_through() -> None:
         for batches in steps:
-            backward(model, batches, limits.tokens * settings.data.packs, world, parallel.keep_gathered)
+            backward(model, batches, targets, world, parallel.keep_gathered, distillation=distillation)
             optimizer.zero_grad()
 
     try:
@@ -204,6 +216,18 @@ def batch(documents: list[int], owner: np.ndarray, patches: list[int], limits: P
     of_token = torch.from_numpy(owner.astype(np.int64))
     return Batch(
         ids, ids.roll(-1), tokens, Patches(of_token, of_token, segments([*patches, rest] if rest else patches))
+    )
+
+
+def taught(batch: Batch, top: int) -> Batch:
+    """The same pack with targets of a teacher."""
+    assert isinstance(batch.patches, Patches)
+    symbols = torch.arange(top).expand(len(batch.ids), -1)
+    return replace(
+        batch,
+        teacher=TeacherTargets(
+            symbols, torch.zeros(len(batch.ids), top + 1), torch.zeros(batch.patches.count, dtype=torch.int64)
+        ),
     )
 
 

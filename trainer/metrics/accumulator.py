@@ -96,6 +96,8 @@ class Accumulator:
     """Of the last step, as the gradient norms."""
     grad_norm: float = 0.0
     norms: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
+    """Of the loss of a model that is distilled, sums of steps that were trained on."""
     local: RankSums = field(default_factory=RankSums)
 
     def add(self, step: StepRecord) -> None:
@@ -106,6 +108,7 @@ class Accumulator:
             self.nats += result.nats
             self.targets += whole.targets
             self.target_bytes += whole.bytes
+            self.terms = {name: self.terms.get(name, 0.0) + value for name, value in result.terms.items()}
         else:
             self.skipped += 1
         self.lr, self.grad_norm, self.norms = step.lr, result.grad_norm, result.norms

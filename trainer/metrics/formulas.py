@@ -48,7 +48,12 @@ def interval_metrics(
         **compute(together, seconds, peak and peak * len(ranks)),
     }
     if sums.targets:
-        figures |= {"loss": sums.nats / sums.targets, "bits_per_byte": bits_per_byte(sums.nats, sums.target_bytes)}
+        loss = sums.nats / sums.targets
+        if sums.terms:  # of a teacher it is no measure of the text
+            by_term = {name: value / sums.targets for name, value in sums.terms.items()}
+            figures |= {"loss": loss, "distillation_loss": loss, "distillation": by_term}
+        else:
+            figures |= {"loss": loss, "bits_per_byte": bits_per_byte(sums.nats, sums.target_bytes)}
     if limits.patches is not None:
         figures |= {
             "patches_per_second": together.own_patches / seconds,
@@ -98,12 +103,22 @@ def slowest(ranks: Sequence[RankSums]) -> dict[str, Any]:
     return {"slowest_rank": {"rank": number, "over_mean": ranks[number].busy / mean}}
 
 
-def validation_metrics(scores: Mapping[str, SubsetScore]) -> dict[str, Any]:
-    """What a pass over the validation split found: in total and by subset."""
+def measure(score: SubsetScore, causal: bool) -> float:
+    """Bits per byte, or nats a target of a model that does not predict text; NaN where there is none."""
+    if causal:
+        return score.bits_per_byte
+    return score.nats / score.targets if score.targets else math.nan
+
+
+def validation_metrics(scores: Mapping[str, SubsetScore], causal: bool = True) -> dict[str, Any]:
+    """What a pass over the validation split found: in total and by subset.
+
+    ``causal``: whether the model predicts text; else its cross-entropy is a distillation loss, nats a target.
+    """
     whole = total_of(scores)
     figures: dict[str, Any] = {
-        "bits_per_byte": whole.bits_per_byte,
-        "subsets": {name: score.bits_per_byte for name, score in scores.items()},
+        ("bits_per_byte" if causal else "distillation_loss"): measure(whole, causal),
+        "subsets": {name: measure(score, causal) for name, score in scores.items()},
     }
     if whole.patches:
         figures["bytes_per_patch"] = whole.bytes_per_patch

@@ -33,6 +33,7 @@ class _Start(TypedDict, total=False):
 
 class _Scores(TypedDict, total=False):
     bits_per_byte: float | None
+    distillation_loss: float | None
     subsets: dict[str, float | None]
 
 
@@ -105,11 +106,10 @@ class History:
         """(x, figure) of every line that has both; ``x`` is "targets" (bytes trained on) or "seconds"."""
         return pairs(values(self.lines, x), values(self.lines, key))
 
-    def validation_curve(self, x: str = "targets") -> Points:
-        """(x, bits per byte) of every pass over the validation split."""
+    def validation_curve(self, x: str = "targets", key: str = "bits_per_byte") -> Points:
+        """(x, figure) of every pass over the validation split."""
         return pairs(
-            [self.at_step(line["step"], x) for line in self.validations],
-            values(self.validations, "validation/bits_per_byte"),
+            [self.at_step(line["step"], x) for line in self.validations], values(self.validations, f"validation/{key}")
         )
 
     def at_step(self, step: int, x: str = "targets") -> float:

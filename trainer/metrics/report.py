@@ -14,6 +14,9 @@ from trainer.metrics.summary import summary
 BYTES, TIME = ("targets", "bytes trained on"), ("seconds", "seconds of training")
 """What may be on the x axis: a key of the lines, and its label."""
 
+DISTILLATION = "distillation_loss"
+LOSSES = (("Bits per byte", "bits_per_byte"), ("Distillation loss, nats a target,", DISTILLATION))
+"""Title and key of what is learned; the second of runs that distil alone."""
 CHARTS: tuple[tuple[str, str, str, float], ...] = (
     ("Learning rate", "by optimizer and share", "lr_by_group", 1.0),
     ("Learning rate", "", "lr", 1.0),
@@ -65,16 +68,18 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 def charts(runs: Sequence[History], names: Sequence[str]) -> Iterator[str]:
     """A chart for each metric that has values."""
-    for x in (BYTES, TIME):
-        curves = []
-        for number, (run, name) in enumerate(zip(runs, names)):
-            other = number if len(runs) > 1 else 1
-            training, validation = _labels(name, ("training", "validation"), runs)
-            curves.append(Curve(training, run.curve("bits_per_byte", x[0]), number))
-            curves.append(Curve(validation, run.validation_curve(x[0]), other, 1 if len(runs) > 1 else 0, dots=True))
-        yield chart(
-            f"Bits per byte over {'bytes' if x is BYTES else 'time'}", "", x[1], curves, _marks(runs, names, x[0])
-        )
+    for title, key in LOSSES:
+        if key == DISTILLATION and not any(run.curve(key) for run in runs):
+            continue
+        for x in (BYTES, TIME):
+            curves = []
+            for number, (run, name) in enumerate(zip(runs, names)):
+                other, dash = (number, 1) if len(runs) > 1 else (1, 0)
+                training, validation = _labels(name, ("training", "validation"), runs)
+                curves.append(Curve(training, run.curve(key, x[0]), number))
+                curves.append(Curve(validation, run.validation_curve(x[0], key), other, dash, dots=True))
+            over = "bytes" if x is BYTES else "time"
+            yield chart(f"{title} over {over}", "", x[1], curves, _marks(runs, names, x[0]))
     for title, unit, key, factor in CHARTS:
         if key == "lr" and any("lr_by_group" in run.lines[-1] for run in runs):
             continue

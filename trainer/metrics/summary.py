@@ -20,7 +20,7 @@ def summary(run: History) -> list[tuple[str, str]]:
     trained = f"{counted(last['step'], 'step')}, {counted(last['targets'], 'target')} (bytes, and one EOS a document)"
     seconds = [value for value in values(run.lines, "seconds") if value is not None]
     facts.append(("trained", trained + (f"{_last_steps(run)} in {clock(seconds[-1])}" if seconds else "")))
-    facts.append(("bits per byte", _bits(run)))
+    facts += _losses(run)
     if speed := _mean(run.lines, "bytes_per_second"):
         facts.append(("speed", f"{quantity(speed)}B/s in the mean"))
     if computation := _computation(run):
@@ -57,17 +57,25 @@ def _state(run: History) -> str:
     return f"{run.folder}, not done{share}"
 
 
-def _bits(run: History) -> str:
-    found = [value for value in values(run.lines, "bits_per_byte") if value is not None]
-    words = f"{found[-1]:.4f} on the last training interval" if found else "nothing trained"
-    if run.validations:
-        validation = run.validations[-1]["validation"]
-        subsets = validation.get("subsets", {})
-        by_subset = ", ".join(f"{name} {value:.4f}" for name, value in subsets.items() if value is not None)
-        more = f" ({by_subset})" if len(subsets) > 1 else ""
-        total = validation.get("bits_per_byte")
-        words = f"{'not finite' if total is None else f'{total:.4f}'} on validation{more}, {words}"
-    return words
+def _losses(run: History) -> list[tuple[str, str]]:
+    """Bits per byte, and the loss of a run that distils, as far as there are such."""
+    distils = any("distillation_loss" in line for line in run.lines)
+    facts = []
+    for label, key in (("bits per byte", "bits_per_byte"), ("distillation loss", "distillation_loss")):
+        trained = [value for value in values(run.lines, key) if value is not None]
+        words = [f"{trained[-1]:.4f} on the last training interval"] if trained else []
+        if run.validations and key in run.validations[-1]["validation"]:
+            words.insert(0, _validated(run.validations[-1]["validation"], key))
+        if words or (key == "bits_per_byte" and not distils):
+            facts.append((label, ", ".join(words) or "nothing trained"))
+    return facts
+
+
+def _validated(validation: dict[str, Any], key: str) -> str:
+    subsets, total = validation.get("subsets", {}), validation[key]
+    by_subset = ", ".join(f"{name} {value:.4f}" for name, value in subsets.items() if value is not None)
+    more = f" ({by_subset})" if len(subsets) > 1 else ""
+    return f"{'not finite' if total is None else f'{total:.4f}'} on validation{more}"
 
 
 def _computation(run: History) -> str:

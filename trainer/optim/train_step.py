@@ -18,6 +18,7 @@ from shared.vocabulary import IGNORED_LABEL
 from trainer.distributed.dtensor import shard_groups, to_local
 from trainer.distributed.row_sharded_tables import row_tables
 from trainer.distributed.world import World
+from trainer.optim.distillation import TERMS, Distillation
 from trainer.optim.optimizer import Optimizers, set_rate
 from trainer.optim.spike_guard import Guard
 from trainer.optim.step_timer import StepTimer
@@ -103,6 +104,8 @@ class TrainStep:
     """By default figures must only be finite."""
     stop: bool = False
     """Whether this rank has been asked to stop."""
+    distillation: Distillation | None = None
+    """Where a teacher is learned from."""
 
 
 class RoutingCounts(NamedTuple):
@@ -126,7 +129,7 @@ class StepResult:
     """What a step found, over all ranks."""
 
     nats: float
-    """Sum over the step's targets."""
+    """Sum over the step's targets; where a model is distilled, of the whole loss."""
     grad_norm: float
     """Of the mean loss, before clipping."""
     norms: dict[str, float]
@@ -137,6 +140,8 @@ class StepResult:
     """Whether any rank has been asked to stop."""
     routing: RoutingCounts = NO_ROUTING
     """Of this rank alone; zeros for models that find no patches."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Of the loss where a model is distilled, sums over the step's targets before they are weighted."""
 
 
 def run_forward(model: nn.Module, batch: Batch) -> Tensor | RoutedLogits:
@@ -171,6 +176,7 @@ def backward(
     world: World,
     keep_gathered: bool = False,
     counts: list[Tensor] | None = None,
+    distillation: Distillation | None = None,
 ) -> Tensor:
     """Gradients of the step's mean loss; returns this rank's nats, fp64 scalar where gradients lie.
 
@@ -179,7 +185,8 @@ def backward(
     travel once: with the last micro-batch, and those of tables that learn by rows after it.
 
     A model that finds its patches has one more term, the mean over the packs of the step of each pack's ratio loss,
-    which is no sum over targets. ``counts`` gets what it found in each pack, as `count_routing` gives it.
+    which is no sum over targets. ``counts`` gets what it found in each pack, as `count_routing` gives it; of a model
+    that is distilled the terms of its loss.
     """
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, batch in enumerate(batches):
@@ -188,7 +195,7 @@ def backward(
             model.set_requires_gradient_sync(last)
             model.set_reshard_after_backward(last or not keep_gathered)
         batch = batch.to(world.device)
-        loss, ratio = losses(model, batch, counts)
+        loss, ratio = losses(model, batch, counts, distillation)
         nats += loss.detach()
         loss = loss * (world.size / targets)
         (loss if ratio is None else loss + ratio / len(batches)).backward()
@@ -197,11 +204,18 @@ def backward(
     return nats.to(next(model.parameters()).device)
 
 
-def losses(model: nn.Module, batch: Batch, counts: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+def losses(
+    model: nn.Module, batch: Batch, counts: list[Tensor] | None, distillation: Distillation | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Of one pack: nats over its targets, and the weighted ratio loss of a model that finds its patches.
 
     A function of its own, so that the logits are gone when the backward pass begins.
     """
+    if distillation is not None:
+        loss, terms = distillation.losses(model(batch.ids, batch.documents, batch.patches, keep_inputs=True), batch)
+        if counts is not None:
+            counts.append(terms)
+        return loss, None
     found, ratio = run_forward(model, batch), None
     if isinstance(found, RoutedLogits):
         assert isinstance(model, HNet) and isinstance(batch.patches, PatchRoom)  # noqa: PT018
@@ -222,13 +236,16 @@ def take_step(
     the same on all ranks: sums over them, and the norm that the first one has.
     """
     counts: list[Tensor] = []
-    nats = backward(model, step.batches, step.targets, world, step.keep_gathered, counts)
+    nats = backward(model, step.batches, step.targets, world, step.keep_gathered, counts, step.distillation)
     norms = clip(model, step.clip)
-    routing = sum(counts[1:], counts[0]).to(nats.device) if counts else nats.new_zeros(0)
-    scalars = torch.cat([torch.stack([nats, norms.whole, *norms.parts.values()]), routing]).cpu().tolist()
+    found = sum(counts[1:], counts[0]).to(nats.device) if counts else nats.new_zeros(0)
+    scalars = torch.cat([torch.stack([nats, norms.whole, *norms.parts.values()]), found]).cpu().tolist()
     own_nats, norm, *parts = scalars[: 2 + len(norms.parts)]
+    own_found = scalars[2 + len(parts) :]
     own_norm = norm if world.is_main_rank or not math.isfinite(norm) else 0.0
-    total, grad_norm, stop = world.total([own_nats, own_norm, float(step.stop)])
+    names = TERMS if step.distillation is not None else ()
+    own_terms = own_found if names else []
+    total, grad_norm, stop, *terms = world.total([own_nats, own_norm, float(step.stop), *own_terms])
     if timer is not None:
         timer.mark("forward_backward")
     objection = step.guard.objection(total / step.targets, grad_norm)
@@ -238,5 +255,6 @@ def take_step(
     optimizer.zero_grad()
     if timer is not None:
         timer.mark("update")
-    own_routing = RoutingCounts(*scalars[2 + len(parts) :]) if counts else NO_ROUTING
-    return StepResult(total, grad_norm, dict(zip(norms.parts, parts)), objection, stop > 0, own_routing)
+    own_routing = RoutingCounts(*own_found) if own_found and not names else NO_ROUTING
+    by_part, by_term = dict(zip(norms.parts, parts)), dict(zip(names, terms))
+    return StepResult(total, grad_norm, by_part, objection, stop > 0, own_routing, by_term)

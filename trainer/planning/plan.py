@@ -147,7 +147,7 @@ def make_plan(settings: TrainSettings) -> Plan:
     """
     model, options = settings.model, settings.plan
     check_ranks(settings)
-    data = RunData(settings.data, settings.model.patch_credit)
+    data = RunData.of(settings)
     if data.exists:
         settings = with_length(settings, data)
     elif settings.run.steps is None and settings.run.bytes is None:

@@ -1,6 +1,7 @@
 """What made a run and its model (law 7). Free of torch, so that a finished run is recognised at once."""
 
-from operator import not_
+from functools import partial
+from operator import is_, not_
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -51,12 +52,21 @@ class RunIdentity(Settings):
     entropy_model: EntropyModelIdentity | None
     start: str | None = None
     """sha256 of the model or checkpoint that it began with; None where parameters were drawn from the seed."""
+    teacher: dict[str, str] | None = Field(default=None, exclude_if=partial(is_, None))
+    """Of a run that distils: sha256 of the teacher and of its targets for each dataset; left out of others."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.patching.needs_entropy and self.entropy_model is None:
             raise ValueError(f"entropy_model is null, and rule {self.patching.rule!r} needs an entropy model")
         return self
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no patch begins where bytes after it say so (law 1). The first stage of distillation may learn on the
+        teacher's tokens: its model sees where they end, and predicts no text.
+        """
+        return self.teacher is None or self.patching.rule != "bpe"
 
     @property
     def digest(self) -> str:
@@ -101,6 +111,7 @@ def run_identity(settings: TrainSettings, data: RunData) -> RunIdentity:
         entropy_model=train.entropy_model,
         # It may be large, so that one rank of a node reads it for all.
         start=None if start is None else once_a_node("start", lambda: origin_of(start).sha256),
+        teacher=data.teacher_identity,
     )
 
 
@@ -146,7 +157,19 @@ def load_identity(path: Path, schema: type[I]) -> I:
 
 
 def model_identity(folder: Path) -> ModelIdentity:
-    """Of a model folder. Raises IdentityError."""
+    """Of a model folder that is to be used. Raises IdentityError, also for one that is not causal."""
+    found = recorded_identity(folder)
+    if not found.is_causal:
+        raise IdentityError(
+            f"{folder} comes from the first stage of distillation, whose patches are tokens of the teacher: it sees "
+            "where they end and predicts no text. Train it on, on patches of another rule: start.model = "
+            f"{folder} (docs/distillation.md)"
+        )
+    return found
+
+
+def recorded_identity(folder: Path) -> ModelIdentity:
+    """What a model folder says about itself, whatever that is. Raises IdentityError."""
     if not (folder / IDENTITY_NAME).exists() and (folder / START_RECIPE).exists():
         raise IdentityError(f"{folder} has not been trained yet: torchrun trainer/main.py {folder / START_RECIPE}")
     return load_identity(folder / IDENTITY_NAME, ModelIdentity)

@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.patching.settings import ENTROPY_RULES
 from shared.shards.dataset import Dataset
 from trainer.data.mixture import Mixture
-from trainer.provenance.identity import IDENTITY_NAME, model_identity
+from trainer.provenance.identity import IDENTITY_NAME, recorded_identity
 
 FAR = 0.1
 """Relative difference above which a line is logged about it."""
@@ -25,7 +25,7 @@ def patch_size_warning(model: Path, dataset: Dataset | Mixture, size: float | No
     found = dataset.manifest.totals.mean_patch_size if size is None else size
     if math.isnan(found) or not (model / IDENTITY_NAME).exists():
         return None
-    trained = model_identity(model).mean_patch_size
+    trained = recorded_identity(model).mean_patch_size
     if trained is None or abs(found / trained - 1) <= FAR:
         return None
     if dataset.manifest.identity.specials:

@@ -17,7 +17,7 @@ from trainer.provenance.identity import (
     check_same,
     differ_in_length,
     load_identity,
-    model_identity,
+    recorded_identity,
     run_differences,
     way_out,
 )
@@ -50,7 +50,7 @@ def _check_fit(settings: TrainSettings, data: RunData) -> None:
     """Each kind of model needs its patches. One that reads bytes alone meets special ids that it cannot name as one."""
     model, folder = settings.model, next(iter(data.folders(TRAIN_SPLIT).values()))
     train = data.train_manifest
-    if objection := model.objection(train.identity.patching):
+    if objection := settings.objection(train.identity.patching):
         raise ConfigError(f"{folder}: model.kind {model.kind!r} {objection}")
     if model.reads != "bytes":
         check_specials(specials_of(model), train.identity.specials, str(folder))
@@ -94,7 +94,7 @@ def finished(out: Path, identity: RunIdentity) -> bool:
     else:
         check_goes_on(recorded, identity, out, 0, 0)
     model = out / "model"
-    return (model / IDENTITY_NAME).exists() and not run_differences(model_identity(model), identity)
+    return (model / IDENTITY_NAME).exists() and not run_differences(recorded_identity(model), identity)
 
 
 def check_goes_on(recorded: RunIdentity, wanted: RunIdentity, where: Path, step: int, targets: int) -> None:

@@ -14,6 +14,7 @@ from trainer.distributed.world import World
 from trainer.evaluation.validation import Validation
 from trainer.lr_schedule import progress
 from trainer.metrics.run_metrics import RunMetrics
+from trainer.optim.distillation import Distillation
 from trainer.optim.optimizer import Optimizers
 from trainer.optim.step_timer import StepTimer
 from trainer.settings import TrainSettings
@@ -29,6 +30,8 @@ class Job:
     model: nn.Module
     """Sharded over ranks."""
     optimizer: Optimizers
+    distillation: Distillation | None
+    """Where a teacher is learned from."""
     loader: PackLoader
     validation: Validation
     checkpoints: Checkpoints

@@ -143,6 +143,7 @@ def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], sto
         keep_gathered=settings.parallel.keep_gathered,
         guard=guard,
         stop=stop.requested,
+        distillation=job.distillation,
     )
     result = take_step(job.model, job.optimizer, train_step, job.world, job.timer)
     remembered = guard.after(step, result.nats / whole.targets, result.grad_norm, result.skipped is not None)

@@ -37,6 +37,7 @@ from trainer.metrics.loggers import check_loggers
 from trainer.metrics.report import html
 from trainer.metrics.run_metrics import RunMetrics
 from trainer.metrics.summary import in_words, summary
+from trainer.optim.distillation import open_distillation
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.step_timer import StepTimer
 from trainer.provenance.identity import IDENTITY_NAME, RESOLVED_NAME, RunIdentity, RunNumerics, save_identity
@@ -87,6 +88,7 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
     newest = checkpoints.newest(identity)
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
+    distillation = open_distillation(settings, world.device)
     if newest is None:
         state = TrainState(identity=identity, config=settings.resolved())
     else:
@@ -100,6 +102,7 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
         world=world,
         model=model,
         optimizer=optimizer,
+        distillation=distillation,
         loader=PackLoader(
             data.train,
             data.limits,
@@ -112,6 +115,7 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
             workers=settings.data.workers,
             cursor=state.cursor,
             schedule=schedule,
+            teacher=data.teacher,
         ),
         validation=Validation(data.validation, data.limits, world, schedule),
         checkpoints=checkpoints,
@@ -135,7 +139,8 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
         if warning := patch_size_warning(origin_of(settings.start.model).folder, data.train, data.first_patch_size):
             line.log(warning)
     if settings.parallel.dry_run:
-        found = dry_run(model, optimizer, settings, data.largest_limits, world)
+        top = 0 if data.teacher is None else data.teacher.top
+        found = dry_run(model, optimizer, settings, data.largest_limits, world, distillation, top)
         line.log(found.line())
         if world.is_main_rank:
             found.save(out)
@@ -191,7 +196,8 @@ def summarise(job: Job) -> None:
     """The validation figures by subset, the run in words, its page, and where everything is."""
     out = job.settings.run.out
     assert job.state.validation is not None
-    job.line.log(table(job.state.validation))
+    if job.state.identity.is_causal:
+        job.line.log(table(job.state.validation))
     if job.world.is_main_rank:
         try:
             run = load_history(out)

@@ -1,12 +1,16 @@
 """What a recipe may say, a class a section. Free of torch: a finished run is recognised without importing it."""
 
+from functools import partial
+from operator import is_
 from typing import Any
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.model_settings import ModelSettings
+from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
 from trainer.settings.data import DataSettings, StartSettings
+from trainer.settings.distillation import DistillationSettings
 from trainer.settings.learning import GuardSettings, MuonSettings, OptimizerSettings, ScheduleSettings, TableSettings
 from trainer.settings.parallel import ParallelSettings
 from trainer.settings.planning import PlanSettings
@@ -17,6 +21,7 @@ from trainer.settings.section import Section
 __all__ = [
     "CheckpointSettings",
     "DataSettings",
+    "DistillationSettings",
     "GuardSettings",
     "MetricsSettings",
     "MuonSettings",
@@ -41,6 +46,7 @@ class TrainSettings(Settings):
     model: ModelSettings
     optimizer: OptimizerSettings
     start: StartSettings = StartSettings()
+    distillation: DistillationSettings | None = Field(default=None, exclude_if=partial(is_, None))
     parallel: ParallelSettings = ParallelSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     guard: GuardSettings = GuardSettings()
@@ -78,6 +84,22 @@ class TrainSettings(Settings):
                 "schedule"
             )
         return self
+
+    @model_validator(mode="after")
+    def _has_a_student(self) -> "TrainSettings":
+        """Only a byte latent transformer has patches that could be tokens."""
+        if self.distillation is not None:
+            if self.model.kind != "blt":
+                raise ValueError(f"distillation is for model.kind 'blt', not {self.model.kind!r}; remove the section")
+            if self.data.patch_schedule:
+                raise ValueError("distillation has patches of one size; data.patch_schedule is for the run after it")
+        return self
+
+    def objection(self, patching: PatchingSettings) -> str | None:
+        """Why the model cannot learn from shards that are patched so; None where it can."""
+        if self.distillation is not None and patching.rule == "bpe":
+            return None
+        return self.model.objection(patching)
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain JSON."""

@@ -10,6 +10,7 @@ from shared.vocabulary import BOE, BOS, EOS, IGNORED_LABEL, OFFSET, is_special
 from trainer.data.packing.packs import Pack, PackArrays, Packs, Step, next_labels
 from trainer.data.packing.planner import PackPlan
 from trainer.data.packing.slices import Place, SliceReader, Slices
+from trainer.data.packing.teacher import TeacherReader
 
 
 def build_pack(plan: PackPlan, step: Step, reader: SliceReader) -> Pack:
@@ -18,12 +19,22 @@ def build_pack(plan: PackPlan, step: Step, reader: SliceReader) -> Pack:
     return pack
 
 
-def build_packs(planned: Sequence[tuple[PackPlan, Step]], reader: SliceReader) -> Packs:
-    """The same of plans that follow one another, each with its step: much of the cost does not grow with the slices."""
+def build_packs(
+    planned: Sequence[tuple[PackPlan, Step]], reader: SliceReader, teacher: TeacherReader | None = None
+) -> Packs:
+    """The same of plans that follow one another, each with its step: much of the cost does not grow with the slices.
+
+    ``teacher``: what it says of them is read, too.
+    """
     plans = [plan for plan, _ in planned]
     slices = Slices(np.concatenate([plan.values for plan in plans], axis=1))
     kind = plans[0].limits  # of all of them, but for how many patches there may be
     arrays = _in_subwords(slices, reader) if kind.subwords else _in_bytes(slices, kind.patched, reader)
+    if teacher is not None:
+        assert arrays.patch_lengths is not None, "a student reads patches"
+        symbols, logs = teacher.targets(slices, arrays.in_slice, reader)
+        tokens = teacher.tokens(arrays.ids, arrays.patch_lengths)
+        arrays = replace(arrays, teacher_symbols=symbols, teacher_logs=logs, teacher_tokens=tokens)
     numbers, counts = [plan.number for plan in plans], [len(plan.starts) for plan in plans]
     return Packs(arrays, [plan.limits for plan in plans], numbers, [step for _, step in planned], counts)
 

@@ -4,6 +4,7 @@ T tokens, P patches, S slices. Arrays hold what is real; padding to the static s
 of several packs lie one after the other while they are built and sent: there each array costs as much as kilobytes do.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.layers.batch import Batch, Patches, PatchRoom, patch_room, segments
+from shared.bpe.vocabulary import NO_TOKEN
+from shared.layers.batch import Batch, Patches, PatchRoom, TeacherTargets, patch_room, segments
 from shared.vocabulary import BOE, IGNORED_LABEL, without_named
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.planner import totals_before
@@ -83,14 +85,20 @@ class PackArrays:
     Where a slice ends inside a document, its last token has no label: BOE, which begins the next slice, predicts the
     token that follows. So each token is a target once.
     """
+    teacher_symbols: np.ndarray | None = None
+    """int16 [T, K], ids of the most probable next symbols by a teacher; None where there is none. Of BOE anything."""
+    teacher_logs: np.ndarray | None = None
+    """float32 [T, K + 1], ln of the probabilities of these, and of all others together."""
+    teacher_tokens: np.ndarray | None = None
+    """int32 [P], the patches as tokens of a teacher (`TeacherTargets.tokens`)."""
 
 
-_OF_TOKENS = ("ids", "span_labels")
-_OF_PATCHES = ("patch_lengths", "subword_ids", "subword_labels")
+_OF_TOKENS = ("ids", "span_labels", "teacher_symbols", "teacher_logs")
+_OF_PATCHES = ("patch_lengths", "subword_ids", "subword_labels", "teacher_tokens")
 _BY_SIZE = (
     *("in_slice", "in_patches", "document", "slice_targets", "slice_bytes", "slice_text", "slice_patches"),
-    *("subset", "subword_ids", "subword_labels"),
-    *("ids", "last_labels", "span_labels", "patch_lengths", "next_starts", "ended"),
+    *("subset", "subword_ids", "subword_labels", "teacher_logs", "teacher_tokens"),
+    *("ids", "last_labels", "span_labels", "patch_lengths", "teacher_symbols", "next_starts", "ended"),
 )
 """The arrays by size of their numbers, the largest first: in one buffer each then begins at a multiple of its size."""
 
@@ -129,14 +137,14 @@ class Packs:
     def __reduce__(self) -> tuple[Callable[..., "Packs"], tuple[object, ...]]:
         """All arrays in one buffer."""
         arrays = [getattr(self.arrays, name) for name in _BY_SIZE]
-        layout = [None if array is None else (array.dtype.char, len(array)) for array in arrays]
+        layout = [None if array is None else (array.dtype.char, array.shape) for array in arrays]
         buffer = bytearray().join([np.ascontiguousarray(array).data for array in arrays if array is not None])
         return _received, (buffer, layout, self.limits, self.numbers, self.steps, self.slices)
 
 
 def _received(
     buffer: bytearray,
-    layout: Sequence[tuple[str, int] | None],
+    layout: Sequence[tuple[str, tuple[int, ...]] | None],
     limits: list[PackLimits],
     numbers: list[int],
     steps: list[Step],
@@ -145,8 +153,11 @@ def _received(
     """What `Packs.__reduce__` has sent."""
     values, offset = dict[str, Any](), 0
     for name, found in zip(_BY_SIZE, layout):
-        values[name] = array = None if found is None else np.frombuffer(buffer, *found, offset)
-        offset += 0 if array is None else array.nbytes
+        values[name] = None
+        if found is not None:
+            dtype, shape = found
+            values[name] = array = np.frombuffer(buffer, dtype, math.prod(shape), offset).reshape(shape)
+            offset += array.nbytes
     return Packs(PackArrays(**values), limits, numbers, steps, slices)
 
 
@@ -207,6 +218,19 @@ class Pack(PackArrays):
             labels=_padded(labels, tokens, IGNORED_LABEL),
             documents=segments([*self.in_slice.tolist(), padding] if padding else self.in_slice.tolist()),
             patches=self._patch_room() if self.limits.credit else self._padded_patches(),
+            teacher=self._padded_teacher(),
+        )
+
+    def _padded_teacher(self) -> TeacherTargets | None:
+        symbols, logs, of_patches = self.teacher_symbols, self.teacher_logs, self.teacher_tokens
+        if symbols is None or logs is None or of_patches is None:
+            return None
+        tokens, patches = self.limits.tokens, self.limits.patches
+        assert patches is not None
+        return TeacherTargets(
+            symbols=_padded(symbols, tokens, 0),
+            logs=_padded(logs, tokens, 0),
+            tokens=_padded(of_patches, patches, NO_TOKEN),
         )
 
     def _of_subwords(self, ids: np.ndarray, labels: np.ndarray) -> Batch:
@@ -234,8 +258,8 @@ class Pack(PackArrays):
 
 
 def _padded(values: np.ndarray, length: int, fill: int) -> torch.Tensor:
-    """[length], of the values' dtype: a batch is widened where it is read."""
-    padded = np.empty(length, values.dtype)
+    """[length, ...], of the values' dtype: a batch is widened where it is read."""
+    padded = np.empty((length, *values.shape[1:]), values.dtype)
     padded[: len(values)] = values
     padded[len(values) :] = fill
     return torch.from_numpy(padded)

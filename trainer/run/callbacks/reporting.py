@@ -9,9 +9,9 @@ import torch
 
 from shared.io.display.quantities import quantity
 from trainer.metrics.files import keep_lines_up_to
-from trainer.metrics.formulas import validation_metrics
+from trainer.metrics.formulas import measure, validation_metrics
 from trainer.metrics.loggers import JsonLines, Loggers
-from trainer.metrics.subset_score import SubsetScore
+from trainer.metrics.subset_score import SubsetScore, total_of
 from trainer.node import processor
 from trainer.provenance.run_folder import METRICS_NAME, STARTS_NAME
 from trainer.run.callbacks.base import Callback
@@ -57,7 +57,7 @@ class MetricsWriter(Callback):
         self._write(metrics)
 
     def on_validation(self, scores: Mapping[str, SubsetScore]) -> None:
-        self._write(validation_metrics(scores))
+        self._write(validation_metrics(scores, self.job.state.identity.is_causal))
 
     def on_phase_validation(self, phase: int, scores: Mapping[str, SubsetScore]) -> None:
         self._write({"phase_validation": {"phase": phase, **validation_metrics(scores)["validation"]}})
@@ -84,8 +84,10 @@ class ProgressLine(Callback):
             self.job.line.show(self.job.done(), *status(self.job.state.step, metrics))
 
     def on_validation(self, scores: Mapping[str, SubsetScore]) -> None:
-        bits = validation_metrics(scores)["validation"]["bits_per_byte"]
-        self.job.line.log(f"step {self.job.state.step}: validation {bits:.4f} bits/byte")
+        causal = self.job.state.identity.is_causal
+        found = measure(total_of(scores), causal)
+        words = f"validation {found:.4f} bits/byte" if causal else f"validation distillation loss {found:.4f}"
+        self.job.line.log(f"step {self.job.state.step}: {words}")
 
     def on_phase_validation(self, phase: int, scores: Mapping[str, SubsetScore]) -> None:
         found = validation_metrics(scores)["validation"]
@@ -100,6 +102,8 @@ def status(step: int, figures: Mapping[str, Any]) -> list[str]:
     pieces = [f"step {step}"]
     if "bits_per_byte" in figures:
         pieces.append(f"{figures['bits_per_byte']:.3f} bits/byte")
+    if "distillation_loss" in figures:
+        pieces.append(f"distillation loss {figures['distillation_loss']:.3f}")
     pieces.append(f"{quantity(figures['bytes_per_second'])}B/s")
     if figures["skipped"]:
         pieces.append(f"{figures['skipped']} skipped")

@@ -1,0 +1,99 @@
+"""The teacher of a run that distils: its targets and tokens for the training data, and what identifies them.
+
+Free of torch, as the rest of what a finished run is recognised by.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shared.bpe.folder import check_tokenizer, load_making
+from shared.distillation.targets_folder import Targets, load_targets, open_targets
+from shared.errors import ConfigError, IdentityError
+from shared.interop.described import is_ours, read_json
+from shared.io.files.digests import digest, file_sha256
+from shared.io.files.path_kinds import model_folder_at
+from shared.io.stores.locations import Location, below
+from shared.model_folder.identity import CONFIG_FILE, model_sha256
+from shared.patching.settings import TokenizerIdentity
+from shared.shards.cache import FileCache
+from shared.shards.dataset import Dataset
+from trainer.data.packing.teacher import SideBySide, TeacherReader
+from trainer.data.splits import TRAIN_SPLIT, prefixed
+from trainer.node import once_a_node
+from trainer.settings import DistillationSettings
+
+
+def open_teacher(settings: DistillationSettings, datasets: Mapping[str, Dataset], cache: FileCache) -> TeacherReader:
+    """What is read of a teacher beside the training split, of one dataset (named "") or several.
+
+    Raises DatasetError for what is missing or damaged, IdentityError for targets of other text, or another tokenizer
+    than the patches are made of, ConfigError.
+    """
+    recorded = next(iter(datasets.values())).manifest.identity.patching.tokenizer
+    tokenizer = _tokenizer(settings, recorded, next(iter(datasets.values()))) if settings.embedding else None
+    if not settings.probabilities:
+        return TeacherReader(None, tokenizer)
+    assert settings.targets is not None
+    found = [open_targets(_of(settings.targets, name), dataset, cache) for name, dataset in datasets.items()]
+    _require_alike(found, recorded)
+    if len(found) == 1:
+        return TeacherReader(found[0], tokenizer)
+    ends = np.cumsum([dataset.shard_count for dataset in datasets.values()]).tolist()
+    return TeacherReader(SideBySide(found, ends), tokenizer)
+
+
+def _of(targets: Location, name: str) -> Location:
+    """The folder of the targets of one dataset: that of its splits."""
+    return below(targets, name) if name else targets
+
+
+def _tokenizer(settings: DistillationSettings, recorded: TokenizerIdentity | None, dataset: Dataset) -> Path:
+    folder = settings.tokenizer or (dataset.tokenizer if recorded is not None else None)
+    if folder is None:
+        raise ConfigError(
+            f"{dataset.where} is not cut into tokens, so distillation.embedding needs distillation.tokenizer, the "
+            "folder of the teacher's tokenizer; or set distillation.embedding = 0"
+        )
+    if recorded is not None:
+        check_tokenizer(folder, recorded)
+    else:
+        load_making(folder)  # it is whole
+    return folder
+
+
+def _require_alike(found: Sequence[Targets], recorded: TokenizerIdentity | None) -> None:
+    first = found[0].identity
+    for other in found[1:]:
+        if other.identity != first:
+            raise IdentityError(f"{found[0].where} and {other.where} are not the targets of one teacher")
+    if recorded is not None and first.teacher.tokenizer != recorded.sha256:
+        raise IdentityError(
+            f"{found[0].where} comes from a teacher with another tokenizer ({first.teacher.tokenizer[:12]}) than the "
+            f"data is cut by ({recorded.sha256[:12]})"
+        )
+
+
+def identity_of(settings: DistillationSettings, names: Sequence[str]) -> dict[str, str]:
+    """sha256 of the targets of each dataset, and of the teacher whose embedding is learned. Raises DatasetError."""
+    found = {}
+    if settings.probabilities:
+        assert settings.targets is not None
+        for name in names:
+            _, manifest = load_targets(_of(settings.targets, name), TRAIN_SPLIT)
+            found[prefixed(name, "targets")] = digest(manifest.model_dump(mode="json"))
+    if settings.embedding:
+        assert settings.teacher is not None
+        teacher = model_folder_at(settings.teacher)
+        # It may be large, so that one rank of a node reads it for all.
+        found["model"] = once_a_node("teacher", lambda: teacher_sha256(teacher))
+    return found
+
+
+def teacher_sha256(folder: Path) -> str:
+    """Of a token model: of one of ours that of its folder, of others one of its settings and weights."""
+    if is_ours(read_json(folder / CONFIG_FILE)):
+        return model_sha256(folder)
+    files = sorted([folder / CONFIG_FILE, *folder.glob("*.safetensors")])
+    return digest({path.name: file_sha256(path) for path in files})
