@@ -37,13 +37,13 @@ class DistillationSettings(Section):
     def _has_what_it_learns(self) -> "DistillationSettings":
         if self.probabilities and self.targets is None:
             raise ValueError(
-                "distillation.targets is the folder of the teacher's probabilities (python -m pipeline targets); "
-                "without it set distillation.probabilities = 0"
+                "targets is the folder of the teacher's probabilities (python -m pipeline targets); "
+                "without it set probabilities = 0"
             )
         if self.embedding and self.teacher is None:
             raise ValueError(
-                "distillation.teacher is the folder of the token model; without it set distillation.embedding = 0"
+                "teacher is the folder of the token model; without it set embedding = 0"
             )
         if not (self.probabilities or self.embedding):
-            raise ValueError("distillation learns nothing from a teacher: probabilities and embedding are both 0")
+            raise ValueError("nothing is learned from a teacher: probabilities and embedding are both 0")
         return self
