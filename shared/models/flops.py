@@ -9,7 +9,7 @@ Shapes: S documents, T tokens, P patches, K vectors a patch, D width, H heads, G
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shared.layers.tile_sizes import BAND, STRIP, WHOLE, WIDEST_STRIP, carried_length
-from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings
-from shared.stack_settings import StackSettings
+from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings, PlacedStack
+from shared.stack_settings import Projection, StackSettings
 
 Recompute = Literal["none", "selective", "full"]
 """What blocks compute again in the backward pass: nothing; wide products, and what is pointwise; everything."""
@@ -159,10 +159,17 @@ def strip_reads(of_decoder: np.ndarray) -> int:
 class Flops:
     """FLOPs by part of a model."""
 
-    products: Mapping[str, int]
+    products: dict[str, int]
     """Products of activations with parameters."""
-    attention: Mapping[str, int]
+    attention: dict[str, int]
     """Scores of queries and keys, and sums of values."""
+
+    def __add__(self, other: "Flops") -> "Flops":
+        """Of both, which are of one model."""
+        return Flops(
+            {part: count + other.products[part] for part, count in self.products.items()},
+            {part: count + other.attention[part] for part, count in self.attention.items()},
+        )
 
     @property
     def total(self) -> int:
@@ -181,57 +188,221 @@ def forward_flops(settings: AnyModelSettings, work: Workload) -> Flops:
     global width) and decoder_cross (with the projection of global states); MegaByte has the projection from global to
     local states; H-Net has its router, and the projections to and from the global width and past it.
     """
-    products: dict[str, int] = {"ngrams": 0} if settings.has_tables else {}
-    attention: dict[str, int] = {}
-    for placed, (part, stack, positions) in zip(settings.stacks, stacks(settings, work)):
-        pairs = work.patch_pairs if placed.axis == "patches" else work.token_pairs
-        products[part] = positions * block_products(stack) * stack.layers
-        windows = sum(kind.window is not None for kind in stack.layer_kinds)
-        pairs = pairs * (stack.layers - windows) + (work.windowed_pairs if windows else 0)
-        attention[part] = pairs * 4 * stack.attended_width
-    if isinstance(settings, HNetSettings):
-        # Queries, keys and the way past the patches, for each token; into and out of the global width, for each patch.
-        products["router"] = work.tokens * 4 * settings.width**2
-        products["projection"] = (
-            2 * settings.width * (work.tokens * settings.width + work.patches * 2 * settings.global_.width)
+    return _Pass(settings, work).forward
+
+
+def training_flops(settings: AnyModelSettings, work: Workload, frozen: Container[str] = ()) -> Flops:
+    """Of forward and backward, nothing twice: each product has two in the backward pass, for its two operands.
+
+    frozen: names of the parameters that do not learn. A product with one of them has one product in the backward pass,
+    for its inputs, and none where nothing before it learns.
+    """
+    done = _Pass(settings, work, frozen)
+    return done.forward + done.backward
+
+
+def executed_training_flops(
+    settings: AnyModelSettings, work: Workload, recompute: Recompute = "none", frozen: Container[str] = ()
+) -> Flops:
+    """Of forward and backward as they are computed, for an executed workload.
+
+    Self-attention keeps no scores: its backward pass computes them again, five products for the forward pass's two.
+    With ``recompute`` blocks do more a second time: with "selective" the products that are `too_wide`. ``frozen`` as in
+    `training_flops`: a block that no gradient reaches computes nothing a second time.
+    """
+    done = _Pass(settings, work, frozen, recompute)
+    return done.forward + done.backward + done.again
+
+
+class _Blocks:
+    """What one forward pass of a block takes, for all blocks of a stack."""
+
+    def __init__(self, placed: PlacedStack, work: Workload) -> None:
+        self.part, self.settings = placed.part, placed.settings
+        of_patches, kinds = placed.axis == "patches", self.settings.layer_kinds
+        positions, pairs = (work.patches, work.patch_pairs) if of_patches else (work.tokens, work.token_pairs)
+        # Pairs of layers with a window of their own are known of all together: each is given an even share.
+        layers = [layer for layer, kind in enumerate(kinds) if kind.window is not None]
+        own = {
+            layer: work.windowed_pairs * (n + 1) // len(layers) - work.windowed_pairs * n // len(layers)
+            for n, layer in enumerate(layers)
+        }
+        width = self.settings.attended_width
+        self.attention = [own.get(layer, pairs) * 4 * width for layer in range(len(kinds))]
+        self.products = {name: 2 * positions * a * b for name, (a, b) in self.settings.products.items()}
+        self.wide = [name for name, (a, b) in self.settings.products.items() if too_wide(a, b)]
+        """Those that selective recomputation takes again."""
+
+
+class _Pass:
+    """A pass through a model: what it computes forward, what of that backward, and what a second time.
+
+    Methods follow a model's own forward pass. What they take and give is whether gradients flow back to the states that
+    are read and made: that is so as soon as any parameter before them learns.
+    """
+
+    def __init__(
+        self, settings: AnyModelSettings, work: Workload, frozen: Container[str] = (), recompute: Recompute = "none"
+    ) -> None:
+        self._settings, self._work, self._frozen, self._recompute = settings, work, frozen, recompute
+        self._stacks = {placed.name: _Blocks(placed, work) for placed in settings.stacks}
+        parts, blocks = _parts(settings), [placed.part for placed in settings.stacks]
+        attended = [*blocks, "encoder_cross", "decoder_cross"] if isinstance(settings, BltSettings) else blocks
+        self.forward, self.backward, self.again = (
+            Flops(dict.fromkeys(parts, 0), dict.fromkeys(attended, 0)) for _ in range(3)
         )
-    if isinstance(settings, MegaByteSettings):
-        products["projection"] = work.tokens * 2 * settings.piece * settings.local.width
-    products["head"] = work.tokens * 2 * settings.stacks[-1].settings.width * settings.vocabulary
-    blocks = Flops(products, attention)
-    return _with_crosses(settings, work, blocks) if isinstance(settings, BltSettings) else blocks
+        if isinstance(settings, BltSettings):
+            self._byte_latent(settings)
+        elif isinstance(settings, MegaByteSettings):
+            self._megabyte(settings)
+        elif isinstance(settings, HNetSettings):
+            self._hnet(settings)
+        else:
+            flows = self._embedded("embedding")
+            for placed in settings.stacks:
+                flows = self._blocks(placed.name, flows)
+            self._head(flows)
+
+    def _learns(self, name: str) -> bool:
+        return f"{name}.weight" not in self._frozen
+
+    def _embedded(self, name: str) -> bool:
+        """Embeddings of ids, with those of n-grams where there are tables."""
+        return self._learns(name) or (self._settings.has_tables and self._learns("ngrams"))
+
+    def _product(self, part: str, name: str, flops: int, flows: bool, bias: bool = False) -> bool:
+        """Activations with the parameter ``name``."""
+        learns = self._learns(name)
+        self.forward.products[part] += flops
+        self.backward.products[part] += flops * (flows + learns)
+        return flows or learns or (bias and f"{name}.bias" not in self._frozen)
+
+    def _attention(self, part: str, flops: int, queries: bool, keys: bool) -> bool:
+        """Two products: scores of queries and keys, and sums of values, to which gradients flow as to keys."""
+        self.forward.attention[part] += flops
+        # Of weights, of queries, of keys and of values.
+        self.backward.attention[part] += flops // 2 * ((queries or keys) + queries + 2 * keys)
+        return queries or keys
+
+    def _blocks(self, name: str, flows: bool) -> bool:
+        for layer in range(self._stacks[name].settings.layers):
+            flows = self._block(name, layer, flows)
+        return flows
+
+    def _block(self, name: str, layer: int, flows: bool) -> bool:
+        blocks, prefix = self._stacks[name], f"{name}.{layer}"
+        part, stack, flops, attention = blocks.part, blocks.settings, blocks.products, blocks.attention[layer]
+
+        def product(which: Projection, flows: bool) -> bool:
+            return self._product(part, f"{prefix}.{which}", flops[which], flows, which in stack.biases)
+
+        def normed(which: str, place: str, flows: bool) -> bool:
+            return flows or (stack.norm == place and self._learns(f"{prefix}.{which}_norm"))
+
+        flows = product("qkv", normed("attention", "before", flows))
+        if stack.qk_norm != "none":
+            flows = flows or self._learns(f"{prefix}.qk_norm.query") or self._learns(f"{prefix}.qk_norm.key")
+        flows = product("attention_output", self._attention(part, attention, flows, flows))
+        flows = normed("feed_forward", "before", normed("attention", "after", flows))
+        flows = normed("feed_forward", "after", product("down", product("gate_up", flows)))
+        if flows:
+            # Scores in any case, and what is recomputed.
+            everything = self._recompute == "full"
+            self.again.attention[part] += attention // 2 + everything * attention
+            wide = blocks.wide if self._recompute == "selective" else ()
+            self.again.products[part] += sum(flops[name] for name in (flops if everything else wide))
+        return flows
+
+    def _head(self, flows: bool, prefix: str = "") -> None:
+        width = self._settings.stacks[-1].settings.width
+        flops = self._work.tokens * 2 * width * self._settings.vocabulary
+        self._product("head", f"{prefix}head", flops, flows or self._learns(f"{prefix}norm"))
+
+    def _cross(
+        self,
+        part: str,
+        prefix: str,
+        stack: StackSettings,
+        counts: tuple[int, int],
+        pairs: int,
+        flows: tuple[bool, bool],
+    ) -> bool:
+        """Cross-attention of so many queries to so many keys; ``flows`` to both."""
+        (queries, keys), (to_queries, to_keys) = counts, flows
+        width, attended, heads = stack.width, stack.attended_width, stack.key_value_heads * stack.head_width
+        asked = to_queries or self._learns(f"{prefix}.query_norm")
+        read = to_keys or self._learns(f"{prefix}.key_value_norm")
+        asked = self._product(part, f"{prefix}.query", 2 * queries * width * attended, asked)
+        read = self._product(part, f"{prefix}.key_value", 2 * keys * width * 2 * heads, read)
+        found = self._attention(part, pairs * 4 * attended, asked, read)
+        return self._product(part, f"{prefix}.output", 2 * queries * attended * width, found) or to_queries
+
+    def _byte_latent(self, settings: BltSettings) -> None:
+        encoder, latent, decoder, work = settings.encoder, settings.global_, settings.decoder, self._work
+        vectors, inputs = work.patches * settings.queries, settings.queries * encoder.width
+        flows, crosses = self._embedded("encoder.embedding"), settings.encoder_crosses
+        first, patches = encoder.layers - max(crosses, 1), False
+        for layer in range(encoder.layers):
+            flows = self._block("encoder.blocks", layer, flows)
+            if layer == first:
+                patches = self._pooled(settings, flows)
+            if crosses and layer >= first:
+                # Each token meets the K queries of its one patch.
+                pairs, both = work.tokens * settings.queries, (patches, flows)
+                name = f"encoder.cross.{layer - first}"
+                patches = self._cross("encoder_cross", name, encoder, (vectors, work.tokens), pairs, both)
+        if inputs != latent.width:
+            flops = work.patches * 2 * inputs * latent.width
+            patches = self._product("encoder_cross", "global_.input_projection", flops, patches)
+        patches = self._blocks("global_.blocks", patches)
+        flops = work.patches * 2 * latent.width * settings.queries * decoder.width
+        patches = self._product("decoder_cross", "decoder.patch_projection", flops, patches)
+        for layer in range(decoder.layers):
+            if layer < settings.decoder_crosses:
+                pairs, both = work.patch_reads * settings.queries, (flows, patches)
+                name = f"decoder.cross.{layer}"
+                flows = self._cross("decoder_cross", name, decoder, (work.tokens, vectors), pairs, both)
+            flows = self._block("decoder.blocks", layer, flows)
+        self._head(flows, "decoder.")
+
+    def _pooled(self, settings: BltSettings, flows: bool) -> bool:
+        """States of bytes to the first vectors of patches."""
+        part, width, tokens, patches = "encoder_cross", settings.encoder.width, self._work.tokens, self._work.patches
+        if settings.pooling == "attention":
+            # One query for each head, and the sum of values by its weights.
+            scores = flows or self._learns("encoder.pooling.norm")
+            scores = self._product(part, "encoder.pooling.query", tokens * 2 * width * settings.encoder.heads, scores)
+            self.forward.attention[part] += tokens * 2 * width
+            self.backward.attention[part] += tokens * 2 * width * (flows + scores)
+            flows = flows or scores
+        flops = patches * 2 * width * settings.queries * width
+        return self._product(part, "encoder.patch_projection", flops, flows)
+
+    def _megabyte(self, settings: MegaByteSettings) -> None:
+        flows = self._blocks("global_.blocks", self._learns("patch_embedding"))
+        flops = self._work.tokens * 2 * settings.piece * settings.local.width
+        flows = self._product("projection", "projection", flops, flows) or self._embedded("embedding")
+        self._head(self._blocks("local.blocks", flows))
+
+    def _hnet(self, settings: HNetSettings) -> None:
+        width, latent, work = settings.width, settings.global_.width, self._work
+        by_token, by_patch = work.tokens * 2 * width * width, work.patches * 2 * width * latent
+        flows = self._blocks("encoder.blocks", self._embedded("embedding")) or self._learns("encoder_norm")
+        routed = [self._product("router", f"router.{side}", by_token, flows) for side in ("query", "key")]
+        patches = self._product("projection", "input_projection", by_patch, flows)
+        patches = self._blocks("global_.blocks", patches) or self._learns("global_norm")
+        patches = self._product("projection", "patch_projection", by_patch, patches)
+        past = self._product("projection", "residual", by_token, flows)
+        self._head(self._blocks("decoder.blocks", any((*routed, patches, past))))
 
 
-def _with_crosses(settings: BltSettings, work: Workload, blocks: Flops) -> Flops:
-    """What stands between the stacks of the byte latent transformer, at its place among them."""
-    encoder, latent, decoder, queries = settings.encoder, settings.global_, settings.decoder, settings.queries
-    inputs = queries * encoder.width
-    encoder_crosses, decoder_crosses = settings.encoder_crosses, settings.decoder_crosses
-    # One query for each head, and the sum of values by its weights.
-    pooled = work.tokens * 2 * encoder.width if settings.pooling == "attention" else 0
-    into = 2 * encoder.width * inputs + (2 * inputs * latent.width if inputs != latent.width else 0)
-    vectors = work.patches * queries
-    products = {
-        "ngrams": 0,
-        "encoder_cross": work.patches * into
-        + encoder_crosses * _cross_products(encoder, vectors, work.tokens)
-        + pooled * encoder.heads,
-        "decoder_cross": work.patches * 2 * latent.width * queries * decoder.width
-        + decoder_crosses * _cross_products(decoder, work.tokens, vectors),
-    }
-    attention = {
-        # Each token meets the K queries of its one patch.
-        "encoder_cross": work.tokens * queries * 4 * encoder.attended_width * encoder_crosses + pooled,
-        "decoder_cross": work.patch_reads * queries * 4 * decoder.attended_width * decoder_crosses,
-    }
-    order = ("ngrams", "encoder", "encoder_cross", "global", "decoder_cross", "decoder", "head")
-    products, attention = {**blocks.products, **products}, {**blocks.attention, **attention}
-    return Flops({part: products[part] for part in order}, attention)
-
-
-def block_products(stack: StackSettings) -> int:
-    """Of one block for one position: queries, keys and values, output, gate and up, down."""
-    return sum(2 * inputs * outputs for inputs, outputs in stack.products.values())
+def _parts(settings: AnyModelSettings) -> list[str]:
+    """In the order in which figures name them."""
+    blocks = [placed.part for placed in settings.stacks]
+    if isinstance(settings, BltSettings):
+        return ["ngrams", "encoder", "encoder_cross", "global", "decoder_cross", "decoder", "head"]
+    between = {MegaByteSettings: ["projection"], HNetSettings: ["router", "projection"]}.get(type(settings), [])
+    return [*(["ngrams"] if settings.has_tables else []), *blocks, *between, "head"]
 
 
 WIDEST = 3
@@ -244,36 +415,6 @@ def too_wide(inputs: int, outputs: int) -> bool:
     Told from the two numbers: which product it is would be one more thing that compiled code depends on.
     """
     return outputs > WIDEST * inputs
-
-
-def _cross_products(stack: StackSettings, queries: int, keys: int) -> int:
-    """Of one cross-attention: query and output for so many queries, key and value for so many keys."""
-    return 4 * stack.width * (queries * stack.attended_width + keys * stack.key_value_heads * stack.head_width)
-
-
-def training_flops(settings: AnyModelSettings, work: Workload) -> Flops:
-    """Of forward and backward, nothing twice: each product has two in the backward pass, for its two operands."""
-    forward = forward_flops(settings, work)
-    return Flops(_times(forward.products, 3), _times(forward.attention, 3))
-
-
-def executed_training_flops(settings: AnyModelSettings, work: Workload, recompute: Recompute = "none") -> Flops:
-    """Of forward and backward as they are computed, for an executed workload.
-
-    Self-attention keeps no scores: its backward pass computes them again, five products for the forward pass's two.
-    With ``recompute`` blocks do more a second time: with "selective" the products that are `too_wide`.
-    """
-    forward, again = forward_flops(settings, work), recompute == "full"
-    blocks = {part for part, _, _ in stacks(settings, work)}
-    products = {part: count * (3 + again * (part in blocks)) for part, count in forward.products.items()}
-    if recompute == "selective":
-        for part, stack, positions in stacks(settings, work):
-            again_products = sum(2 * a * b for a, b in stack.products.values() if too_wide(a, b))
-            products[part] += positions * stack.layers * again_products
-    attention = {
-        part: count * (7 + 2 * again) // 2 if part in blocks else 3 * count for part, count in forward.attention.items()
-    }
-    return Flops(products, attention)
 
 
 def stacks(settings: AnyModelSettings, work: Workload) -> list[tuple[str, StackSettings, int]]:
@@ -311,7 +452,3 @@ def _paper_cross(width: int, keys: float) -> float:
 
 def _total(lengths: ArrayLike) -> int:
     return int(np.asarray(lengths, np.int64).sum())
-
-
-def _times(counts: Mapping[str, int], factor: int) -> dict[str, int]:
-    return {part: factor * count for part, count in counts.items()}

@@ -17,9 +17,8 @@ from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
 from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings
 from shared.models.flops import too_wide
 from shared.stack_settings import StackSettings
-from trainer.memory.parameters import TABLES, Shape, parameter_shapes
+from trainer.memory.parameters import TABLES, Shape, frozen_names, parameter_shapes
 from trainer.memory.parts import Memory, logits_bytes, unsharded_elements
-from trainer.optim.name_patterns import by_pattern
 from trainer.settings import TrainSettings
 
 Shapes = Mapping[str, Shape]
@@ -60,9 +59,9 @@ def estimate(settings: TrainSettings, ranks: int, patches: int, tiled: bool) -> 
     """
     parallel, width = settings.parallel, WIDTHS[settings.run.dtype]
     shapes, pack = parameter_shapes(settings.model), whole_pack(settings, patches, tiled)
-    factors = by_pattern(shapes, settings.optimizer.rates, "optimizer.rates")
+    frozen = frozen_names(settings)
     dense = {name: shape for name, shape in shapes.items() if name != TABLES}
-    learning = {name: shape for name, shape in dense.items() if factors[name]}
+    learning = {name: shape for name, shape in dense.items() if name not in frozen}
     once = inner_matrices(learning) if settings.optimizer.matrices == "muon" else {}
     copy = parallel.shard or ranks
     sharded = parallel.sharded(ranks, settings.run.dtype)
@@ -72,7 +71,7 @@ def estimate(settings: TrainSettings, ranks: int, patches: int, tiled: bool) -> 
         gradients=shard_bytes(learning.values(), copy),
         moments=2 * shard_bytes(learning.values(), copy) - shard_bytes(once.values(), copy),
         tables=FLOAT * rows * shapes[TABLES][1] if rows else 0,
-        table_moments=FLOAT * rows if rows and factors[TABLES] else 0,
+        table_moments=FLOAT * rows if rows and TABLES not in frozen else 0,
         unsharded=unsharded_bytes(settings.model, dense, width, parallel.keep_gathered) if sharded else 0,
         activations=kept_activations(settings.model, pack, parallel.activation_checkpointing),
         logits=2 * logits_bytes(pack.tokens, settings.model.vocabulary),

@@ -14,6 +14,8 @@ from shared.model_settings import (
     SpaceByteSettings,
 )
 from shared.stack_settings import Projection, StackSettings
+from trainer.optim.name_patterns import by_pattern
+from trainer.settings import TrainSettings
 
 Shape = tuple[int, ...]
 
@@ -24,6 +26,15 @@ TABLES = "ngrams.weight"
 def parameter_shapes(settings: AnyModelSettings) -> dict[str, Shape]:
     """Shapes of all parameters, by the names that they have in the model."""
     return dict(KINDS[settings.kind](settings))
+
+
+def frozen_names(settings: TrainSettings) -> frozenset[str]:
+    """Names of the parameters that do not learn: ``optimizer.rates`` gives them 0.
+
+    Raises ConfigError when ``optimizer.rates`` names no parameter.
+    """
+    factors = by_pattern(parameter_shapes(settings.model), settings.optimizer.rates, "optimizer.rates")
+    return frozenset(name for name, factor in factors.items() if not factor)
 
 
 def sizes_by_part(shapes: dict[str, Shape]) -> dict[str, int]:

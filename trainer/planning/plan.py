@@ -25,7 +25,7 @@ from trainer.data.packing.limits import patches_for
 from trainer.data.run_data import RunData, with_length
 from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.estimate import estimate
-from trainer.memory.parameters import parameter_shapes, sizes_by_part
+from trainer.memory.parameters import frozen_names, parameter_shapes, sizes_by_part
 from trainer.memory.parts import Memory
 from trainer.settings import TrainSettings
 from trainer.settings.learning import InBytes, InSteps, Length
@@ -249,17 +249,18 @@ def _planned_run(settings: TrainSettings, data: RunData, tiled: bool) -> _Run:
 def _cost_of(settings: TrainSettings, use: "Use", patch_size: float) -> _Cost:
     """Of packs with so many bytes a patch."""
     model, recompute, size = settings.model, settings.parallel.activation_checkpointing, max(use.bytes, 1)
+    frozen = frozen_names(settings)
     return _Cost(
         forward={part: count / size for part, count in forward_flops(model, use.useful).by_part().items()},
-        training=training_flops(model, use.useful).total / size,
-        executed=executed_training_flops(model, use.executed, recompute).total / size,
+        training=training_flops(model, use.useful, frozen).total / size,
+        executed=executed_training_flops(model, use.executed, recompute, frozen).total / size,
         paper=paper_flops_per_byte(model, patch_size) if isinstance(model, BltSettings) else None,
     )
 
 
 def _cost(settings: TrainSettings, patch_size: float | None, patches: int, tiled: bool) -> _Cost:
     """``patches``: P_max."""
-    model, recompute = settings.model, settings.parallel.activation_checkpointing
+    model, recompute, frozen = settings.model, settings.parallel.activation_checkpointing, frozen_names(settings)
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
@@ -270,8 +271,8 @@ def _cost(settings: TrainSettings, patch_size: float | None, patches: int, tiled
     computed = executed_workload(model, *executed, tiled=tiled)
     return _Cost(
         forward={part: count / total for part, count in forward_flops(model, useful).by_part().items()},
-        training=training_flops(model, useful).total / total,
-        executed=executed_training_flops(model, computed, recompute).total / total,
+        training=training_flops(model, useful, frozen).total / total,
+        executed=executed_training_flops(model, computed, recompute, frozen).total / total,
         paper=paper_flops_per_byte(model, patch_size) if isinstance(model, BltSettings) and patch_size else None,
     )
 

@@ -30,6 +30,7 @@ from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
 from trainer.lr_schedule import decayed
 from trainer.memory.dry_run import dry_run
+from trainer.memory.parameters import frozen_names
 from trainer.metrics.files import REPORT_NAME
 from trainer.metrics.history import load_history
 from trainer.metrics.loggers import check_loggers
@@ -121,7 +122,7 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
         state=state,
         line=line,
         timer=timer,
-        metrics=RunMetrics(settings, data, world, timer, line.log),
+        metrics=RunMetrics(settings, data, world, timer, line.log, frozen_names(settings)),
         # It names the slowest before the others give up.
         monitor=StragglerMonitor(world.store, world.rank, world.size, settings.run.timeout / 2, LOG.warning),
     )

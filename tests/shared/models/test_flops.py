@@ -1,5 +1,6 @@
 """Analytic FLOPs against torch's own counter and against pairs counted one by one."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -158,6 +159,68 @@ def test_products_of_other_models_of_patches_are_exactly_those_that_torch_counts
     assert list(forward.products) == parts.split()
     assert sum(forward.products.values()) == linear(counts)
     assert sum(training_flops(settings, work).products.values()) == linear(both)
+
+
+FREEZING = {
+    "global": r"global_\.",
+    "global, tables and embedding": r"global_\.|ngrams|(encoder\.)?embedding",
+    "all that reads bytes": r"encoder|ngrams|embedding|before|patch_embedding",
+    "all but the head": r"(?!.*head)",
+    "all but the last block": r"(?!.*blocks\.1\.)",
+    "queries and keys": r".*(qkv|query|key)",
+    "all but norms": r"(?!.*norm)",
+    "cross-attention": r".*(cross|pooling)",
+}
+"""What begins the names of parameters that do not learn."""
+FROZEN_KINDS = {
+    "blt": blt_settings(),
+    "blt, all crosses": BLTS["cross-attention in all encoder layers"],
+    "blt, equal widths": BLTS["equal widths"],
+    "blt, learned pooling": BLTS["learned pooling"],
+    "blt, blocks as in OLMo 3": BLTS["blocks as in OLMo 3"],
+    "blt, all biases": BLTS["blocks as in Qwen 2, all biases"],
+    "flat": FLATS["bytes with tables"],
+    **{name: settings for name, (settings, _, _) in PATCHED.items()},
+    "hnet": hnet_settings(),
+}
+
+
+@pytest.mark.parametrize("kind", FROZEN_KINDS)
+def test_products_of_models_with_frozen_parts_are_exactly_those_that_torch_counts(kind: str) -> None:
+    """A frozen product has one in the backward pass, for what comes before it, and none where nothing there learns."""
+    settings = FROZEN_KINDS[kind]
+    model, batch = any_model(settings), pack(TEXTS, PATCHED[kind][1]) if kind in PATCHED else pack(TEXTS)
+    if kind == "hnet":
+        batch = routed_pack(TEXTS, settings)
+    elif kind == "flat":
+        batch = replace(batch, patches=None)
+    work = workload(model, batch)
+    for pattern in FREEZING.values():
+        frozen = {name for name, _ in model.named_parameters() if re.match(pattern, name)}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        _, both = counted(model, batch)
+        assert sum(training_flops(settings, work, frozen).products.values()) == linear(both), pattern
+        assert sum(executed_training_flops(settings, work, "none", frozen).products.values()) == linear(both), pattern
+
+
+def test_frozen_bytes_take_no_gradients_of_queries_in_cross_attention() -> None:
+    settings = blt_settings(decoder_cross_all_layers=False)
+    model, batch = blt(settings), pack(TEXTS)
+    frozen = {name for name, _ in model.named_parameters() if name.startswith(("encoder", "ngrams", "decoder.cross"))}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    of_decoder = batch.patches.of_decoder.numpy()
+    lengths = batch.documents.lengths, batch.patches.documents.lengths
+    work = executed_workload(settings, *lengths, tiled=True, of_decoder=of_decoder)
+    _, both = counted(model, batch)
+    done = executed_training_flops(settings, work, frozen=frozen)
+    assert done.attention["decoder_cross"] == sum(both[op] for op in ("aten.bmm", "aten.baddbmm"))
+    assert done.attention["encoder"] == forward_flops(settings, work).attention["encoder"]
+    assert done.attention["global"] == 7 * forward_flops(settings, work).attention["global"] // 2
+    again = executed_training_flops(settings, work, "full", frozen)
+    assert again.by_part()["encoder"] == forward_flops(settings, work).by_part()["encoder"]
+    assert again.products["global"] == 4 * forward_flops(settings, work).products["global"]
 
 
 def test_layers_with_a_window_meet_fewer_keys_than_the_others() -> None:
