@@ -27,6 +27,8 @@ from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.estimate import estimate
 from trainer.memory.parameters import frozen_names, parameter_shapes, sizes_by_part
 from trainer.memory.parts import Memory
+from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
+from trainer.planning.teacher import TeacherPlan, plan_teacher
 from trainer.settings import TrainSettings
 from trainer.settings.learning import InBytes, InSteps, Length
 from trainer.settings.recipe import check_recipe, read_recipe, with_places
@@ -94,6 +96,8 @@ class Plan:
     """None where the patch size stays the same."""
     planned: float | None = None
     """Share of the packs of the run that were planned one by one; None where full packs stand for all."""
+    teacher: TeacherPlan | None = None
+    """What the teacher's targets take, beside all of this; None where the run needs none, or nothing is known of it."""
 
     @property
     def step_bytes(self) -> int:
@@ -108,10 +112,17 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Of the run at the plan's utilisation; None where the device's peak is not known."""
+        return self._seconds(self.flops, self.settings.run.dtype)
+
+    @property
+    def teacher_seconds(self) -> float | None:
+        """Of making the targets, on the same devices; None where their peak is not known."""
+        return None if self.teacher is None else self._seconds(self.teacher.flops, TEACHER_DTYPE)
+
+    def _seconds(self, flops: float, dtype: str) -> float | None:
         if self.device is None:
             return None
-        reached = self.settings.plan.ranks * self.device.peak(self.settings.run.dtype) * self.settings.plan.utilisation
-        return self.flops / reached
+        return flops / (self.settings.plan.ranks * self.device.peak(dtype) * self.settings.plan.utilisation)
 
     @property
     def device_memory(self) -> int:
@@ -190,6 +201,7 @@ def make_plan(settings: TrainSettings) -> Plan:
             if settings.data.patch_schedule and size is not None and found is not None
         ),
         planned=run.planned,
+        teacher=plan_teacher(settings, data, run.bytes, patch_size or options.patch_size),
     )
 
 

@@ -11,6 +11,8 @@ from shared.layers.devices import GIB, MIB
 from trainer.memory.estimate import estimate
 from trainer.memory.parts import STATE
 from trainer.planning.plan import Plan, PlannedPhase
+from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
+from trainer.planning.teacher import TeacherPlan
 from trainer.settings import TrainSettings
 
 WIDTH = 112
@@ -68,7 +70,33 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
             f"{phase.patches:,} in a pack; training {amount(phase.training)} a byte, "
             f"{phase.training * phase.share * plan.bytes:.2e} FLOPs",
         )
-    yield "the run", f"{counted(plan.steps, 'step')}, {amount(plan.bytes, 'B')}, {plan.flops:.2e} FLOPs{_time(plan)}"
+    speed = f", {amount(plan.bytes / plan.seconds, 'B/s')}" if plan.seconds else ""
+    time = _time(plan, plan.seconds, plan.settings.run.dtype)
+    yield "the run", f"{counted(plan.steps, 'step')}, {amount(plan.bytes, 'B')}, {plan.flops:.2e} FLOPs{time}{speed}"
+    if plan.teacher:
+        yield from _teacher(plan, plan.teacher)
+    elif plan.settings.distillation and plan.settings.distillation.probabilities:
+        yield "the teacher", "not counted: --distillation.teacher names its folder, in which config.json is enough"
+
+
+def _teacher(plan: Plan, teacher: TeacherPlan) -> Iterator[tuple[str, str]]:
+    words = f"{amount(teacher.forward)} FLOPs a byte in windows of {teacher.context:,} tokens"
+    if teacher.model:
+        words = f"{teacher.model.name}, {amount(teacher.model.parameters)} parameters; {words}"
+    time = _time(plan, plan.teacher_seconds, TEACHER_DTYPE)
+    yield "the teacher", f"{words}: once over {amount(teacher.bytes, 'B')} of text, {teacher.flops:.2e} FLOPs{time}"
+    made = "there" if teacher.found else "to be made"
+    yield (
+        "targets",
+        f"{teacher.target_bytes} bytes a byte of text, the {counted(teacher.top, 'most probable symbol')} in "
+        f"{teacher.dtype}: {amount(teacher.stored, 'B')} on disk, {made}",
+    )
+    both = plan.flops + teacher.flops
+    words = f"{both:.2e} FLOPs, {teacher.flops / both:.0%} of them the teacher's"
+    if plan.seconds is not None and plan.teacher_seconds is not None:
+        seconds = plan.seconds + plan.teacher_seconds
+        words += f"; {duration(seconds)}, {grouped(seconds / 3600 * plan.settings.plan.ranks)} GPU-hours"
+    yield "both", words
 
 
 def _begun(phase: PlannedPhase) -> str:
@@ -107,16 +135,13 @@ def _memory(plan: Plan) -> str:
     return f"{plan.device_memory / unit:.2f}{of} {name} a rank: {', '.join(words)}"
 
 
-def _time(plan: Plan) -> str:
-    if plan.device is None or plan.seconds is None:
+def _time(plan: Plan, seconds: float | None, dtype: str) -> str:
+    """Of so many seconds of computing in ``dtype``."""
+    if plan.device is None or seconds is None:
         return ""
-    options, hours = plan.settings.plan, plan.seconds / 3600
-    device_hours = grouped(hours * options.ranks)
-    peak = amount(plan.device.peak(plan.settings.run.dtype), "FLOP/s")
-    return (
-        f"; at {options.utilisation:.0%} of {peak} {duration(plan.seconds)}, {device_hours} GPU-hours, "
-        f"{amount(plan.bytes / plan.seconds, 'B/s')}"
-    )
+    options = plan.settings.plan
+    device_hours, peak = grouped(seconds / 3600 * options.ranks), amount(plan.device.peak(dtype), "FLOP/s")
+    return f"; at {options.utilisation:.0%} of {peak} {duration(seconds)}, {device_hours} GPU-hours"
 
 
 def listed(counts: Mapping[str, float]) -> str:

@@ -41,9 +41,7 @@ class DistillationSettings(Section):
                 "without it set probabilities = 0"
             )
         if self.embedding and self.teacher is None:
-            raise ValueError(
-                "teacher is the folder of the token model; without it set embedding = 0"
-            )
+            raise ValueError("teacher is the folder of the token model; without it set embedding = 0")
         if not (self.probabilities or self.embedding):
             raise ValueError("nothing is learned from a teacher: probabilities and embedding are both 0")
         return self

@@ -1,12 +1,27 @@
 """What --plan reckons with; training itself reads none of it."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from shared.layers.devices import DEVICES, find_device
+from shared.patching.settings import LONGEST_PATCH
 from shared.settings import Unit
+from shared.stack_settings import LONGEST_WINDOW
 from trainer.settings.section import Section
+
+
+class TargetsPlanSettings(Section):
+    """The targets of a teacher that are not made yet: options of `python -m pipeline targets`, and its tokens."""
+
+    top: Annotated[int, Unit("symbols")] = Field(default=8, ge=1, le=256)
+    """K, symbols of each target."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of logarithms."""
+    context: Annotated[int, Unit("tokens")] | None = Field(default=None, ge=2, le=LONGEST_WINDOW)
+    """Of a window of a long document; None: the teacher's own window, or 1024."""
+    token_bytes: Annotated[float, Unit("bytes")] | None = Field(default=None, ge=1, le=LONGEST_PATCH)
+    """Mean length of the teacher's tokens; None: that of a patch."""
 
 
 class PlanSettings(Section):
@@ -24,6 +39,8 @@ class PlanSettings(Section):
     """Mean length of a patch, where the dataset is not there to say it."""
     document_bytes: Annotated[int, Unit("bytes")] | None = Field(default=None, gt=0, lt=2**40)
     """Length of a document; None: as long as a pack, which is the most that attention can cost."""
+
+    targets: TargetsPlanSettings = TargetsPlanSettings()
 
     @field_validator("device")
     @classmethod

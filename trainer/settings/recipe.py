@@ -91,12 +91,16 @@ def check_recipe(values: dict[str, Any], schema: type[S], path: Path, overrides:
 
 
 def with_places(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a recipe with a folder for the run and for the data, where it has none: for what needs neither."""
+    """The values of a recipe with a folder for the run, for the data and what a teacher says of it, where it has none:
+    for what needs none of them.
+    """
     placed = dict(values)
     for section, keys, place in (("run", ("out",), "OUT"), ("data", ("path", "datasets"), "DATA")):
         given = values.get(section, {})
         if isinstance(given, dict) and not given.keys() & set(keys):
             placed[section] = {keys[0]: place, **given}
+    if isinstance(given := values.get("distillation"), dict):
+        placed["distillation"] = {"targets": "TARGETS", "teacher": "TEACHER", **given}
     return placed
 
 
