@@ -85,7 +85,10 @@ def _described(making: TokenizerMaking) -> str:
 def _written(
     out: Path | str, check: Callable[[TokenizerMaking], None], write: Callable[[Path], TokenizerMaking]
 ) -> tuple[TokenizerMaking, bool]:
-    """What is in the folder or at the URL, and whether it was written now. ``check`` raises unless it is what is wanted."""
+    """What is in the folder or at the URL, and whether it was written now.
+
+    ``check`` raises IdentityError unless what is there is what is wanted.
+    """
     if isinstance(out, str):
         return _on_store(UrlStore(out), check, write)
     check_folder(out, lambda folder: any((folder / name).exists() for name in (TOKENIZER_FILE, MADE_BY_FILE)))

@@ -2,9 +2,9 @@
 
 The place is behind a newline that stands between printing ASCII characters. Two things make it a token's end.
 
-The pattern that splits words ends one there, whatever comes before and after, and begins anew. Of the patterns here none
-has an alternative that matches a newline and what prints behind it, none looks back, and the one lookahead, `\\s+(?!\\S)`,
-is followed by `\\s+`, which matches a single newline all the same.
+The pattern that splits words ends one there, whatever comes before and after, and begins anew. Of the patterns here
+none has an alternative that matches a newline and what prints behind it, none looks back, and the one that looks ahead,
+`\\s+(?!\\S)`, is followed by `\\s+`, which matches a single newline all the same.
 
 Or no token of several bytes has a newline, as in vocabularies of SentencePiece: merges never cross one.
 """
@@ -24,8 +24,8 @@ PATTERNS = frozenset(
         rf"|\s*[\r\n]+|{_SPACES}",
     }
 )
-"""Of GPT-2, which the step ByteLevel has of its own (OLMo 1, SmolLM behind digits); of Llama 3 and OLMo 2 and 3, of Qwen
-2 and 3, of Qwen 3.5."""
+"""Of GPT-2, which the step ByteLevel has of its own (OLMo 1, SmolLM behind digits); of Llama 3 and OLMo 2 and 3; of
+Qwen 2 and 3; of Qwen 3.5."""
 
 
 def steps_of(content: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:

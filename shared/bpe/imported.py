@@ -130,7 +130,7 @@ def _normalizers(content: dict[str, Any] | None, by_characters: bool, left_out: 
 
 
 def _pre_tokenizers(
-    content: dict[str, Any] | None, by_characters: bool, left_out: list[str]
+    content: Mapping[str, Any] | None, by_characters: bool, left_out: list[str]
 ) -> Iterator[dict[str, Any]]:
     for values in steps_of(content, "pretokenizers"):
         step = _Step.model_validate(values)
@@ -143,11 +143,11 @@ def _pre_tokenizers(
                 left_out.append("pre-tokenizer ByteLevel: no space before a text")
             yield BYTE_LEVEL | {"use_regex": step.use_regex}
         elif not by_characters and step.type == "Digits":
-            yield values
+            yield dict(values)
         elif not by_characters and step.type == "Split" and (step.behavior != "Removed" or step.invert):
             # What is between words, which patterns leave nothing of, would be removed: it stays, as words of its own.
             kept = {"behavior": "Isolated", "invert": False} if step.behavior == "Removed" else {}
-            yield values | kept
+            yield dict(values) | kept
         else:
             raise ValueError(f"its pre-tokenizer {step.type} is not one of those whose words are a text's own bytes")
 

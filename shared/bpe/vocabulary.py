@@ -1,7 +1,7 @@
 """The tokens of a tokenizer and their ids, read from its file alone: no library is needed to turn patches into ids.
 
-Of a tokenizer that was trained here: V ids, the four special ones, the 256 bytes at byte + 4, and from 260 on a token for
-each merge, in order of learning. Of one of another model: that model's own ids.
+V ids. Of a tokenizer that was trained here: the four special ones, the 256 bytes at byte + 4, and from 260 on a token
+for each merge, in order of learning. Of one of another model: that model's own.
 """
 
 import re
@@ -98,7 +98,7 @@ class Subwords:
 
     @property
     def trained_here(self) -> bool:
-        """Whether ids are as those of tokenizers that were trained here: byte b at b + 4, and only ids below 4 special."""
+        """Whether ids are as those of tokenizers that were trained here: 0 to 3 special, byte b at b + 4."""
         own = np.array_equal(self.byte_ids, np.arange(BYTES) + OFFSET)
         return own and not self.lengths[:OFFSET].any() and bool(self.lengths[OFFSET:].all())
 
