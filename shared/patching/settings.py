@@ -21,7 +21,7 @@ class TokenizerIdentity(Settings):
     vocabulary: int
     """Ids, those of bytes and special ids included."""
     imported: bool = Field(default=False, exclude_if=not_)
-    """It is of another model and has that one's ids; left out where it is not, so that identities stay what they are."""
+    """It is of another model, with its ids. Left out where it is not, so that identities stay what they are."""
 
 
 class PatchingSettings(Settings):
