@@ -79,7 +79,7 @@ def test_a_text_in_chunks_or_pieces_has_the_tokens_of_the_whole(place: Path, fam
         chunked, found = ChunkedSubwords(encoder), []
         for start, stop in pairwise(cuts):
             found.append(chunked.add(tokens[start:stop], None, stop == len(tokens)).tolist())
-        assert sum(found, []) == [1, *whole, 1]
+        assert [length for lengths in found for length in lengths] == [1, *whole, 1]
         found_earlier += sum(len(lengths) for lengths in found[:-1])
         with monkeypatch.context() as patch:
             patch.setattr(encoder_module, "PIECE", 0)
