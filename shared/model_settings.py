@@ -200,6 +200,8 @@ class FlatSettings(FlatModelSettings, MayHaveTables):
             tokenizer = patching.tokenizer
             if tokenizer is None:
                 return f"with vocabulary {self.vocabulary} needs shards of rule 'bpe', these have {patching.rule!r}"
+            if tokenizer.imported:
+                return "reads tokens of tokenizers that were trained here; that of the shards is another model's"
             if tokenizer.vocabulary != self.vocabulary:
                 return f"has vocabulary {self.vocabulary}, the tokenizer of the shards {tokenizer.vocabulary}"
         return super().objection(patching)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,10 @@ class Recut(ShardByShard[Side]):
     def write(self, unit: int, out: Path) -> Written:
         side, shard = self.units[unit]
         identity = side.dataset.manifest.identity
-        encoder = None if self.tokenizer is None else SubwordEncoder(self.tokenizer)
+        encoder = None
+        if self.tokenizer is not None:
+            assert self.patching.tokenizer is not None, "rule bpe records its tokenizer"
+            encoder = _encoder(self.tokenizer, self.patching.tokenizer.sha256)
         name = stem(side.dataset.shard(shard))
         with ShardWriter(out / side.folder, name, identity.format, identity.sidecar) as shard_file:
             for _, rows in cut(_pieces(side.dataset, shard), self.patching, encoder=encoder):
@@ -183,6 +186,12 @@ class Recut(ShardByShard[Side]):
             entries = (entry for unit in written for entry in unit.shards.get(side.folder, []))
             made = identity.model_copy(update=changed)
             save_dataset(out / side.folder, made, entries, side.dataset, self.tokenizer)
+
+
+@lru_cache(maxsize=1)
+def _encoder(folder: Path, sha256: str) -> SubwordEncoder:
+    """The tokenizer with this sha256, read once for all shards: one of 128,000 tokens takes seconds."""
+    return SubwordEncoder(folder)
 
 
 def _pieces(dataset: Dataset, shard: int) -> Iterator[Piece]:

@@ -1,23 +1,27 @@
-"""Byte-pair tokens learned from a training split."""
+"""Folders of tokenizers: of byte-pair tokens learned from a training split, or of those of another model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pipeline.rewriting.dataset_rows import shard_documents
 from pipeline.settings import PipelineError
-from shared.bpe.encoder import import_tokenizers, pieces_of, stretches_of
-from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE, TokenizerMaking, load_making
+from shared.bpe.encoder import SubwordEncoder, import_tokenizers, pieces_of, stretches_of
+from shared.bpe.folder import MADE_BY_FILE, MOST_BYTES, TOKENIZER_FILE, TokenizerMaking, load_making
+from shared.bpe.imported import imported_tokenizer
 from shared.bpe.vocabulary import byte_symbols, load_subwords
-from shared.errors import IdentityError
+from shared.errors import DatasetError, IdentityError
 from shared.io.display.progress import ByteProgress
 from shared.io.files.atomic import write_atomic
 from shared.io.files.digests import file_sha256
+from shared.io.files.json_reader import parse_json, read_bounded
 from shared.io.files.outputs import check_folder
 from shared.io.files.scratch import scratch
 from shared.io.stores.lease import leased
 from shared.io.stores.store import Store, UrlStore, probe, publish_files
+from shared.settings import refused_as
 from shared.shards.dataset import Dataset
 from shared.shards.open import find_datasets, open_dataset
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE
@@ -39,15 +43,65 @@ def train_tokenizer(path: Path, vocabulary: int, out: Path | str) -> tuple[Token
     dataset = open_dataset(find_datasets(path)[0])
     if (split := dataset.manifest.identity.split) != "train":
         raise PipelineError(f"{dataset.folder} is a {split} split; a tokenizer is trained on train alone")
+
+    def check(making: TokenizerMaking) -> None:
+        if (making.trained_on, making.vocabulary) != (dataset.fingerprint, vocabulary):
+            raise IdentityError(
+                f"{out} holds {_described(making)}, wanted is one of {vocabulary} ids trained on "
+                f"{dataset.fingerprint[:12]}; give a new --out"
+            )
+
+    return _written(out, check, lambda folder: write_tokenizer(dataset, vocabulary, folder))
+
+
+def import_tokenizer(source: Path, out: Path | str) -> tuple[TokenizerMaking, bool]:
+    """The tokenizer of another model, from its folder or tokenizer.json, in the folder or at the URL ``out``.
+
+    Returns what made it, and whether that was done now: False if the folder held it already. Raises DatasetError with
+    the reason when it cannot be taken over, TokenizersMissing, and IdentityError when the folder holds another one.
+    """
+    path = source / TOKENIZER_FILE if source.is_dir() else source
+    try:
+        content = read_bounded(path, MOST_BYTES)
+    except OSError as error:
+        why = error.strerror or error
+        raise DatasetError(f"{path} cannot be read ({why}); give the folder of a model that has it") from None
+    digest = sha256(content).hexdigest()
+
+    def check(making: TokenizerMaking) -> None:
+        if making.imported_from != digest:
+            raise IdentityError(
+                f"{out} holds {_described(making)}, wanted is that of {path} ({digest[:12]}); give a new --out"
+            )
+
+    return _written(out, check, lambda folder: write_imported(path, content, folder))
+
+
+def _described(making: TokenizerMaking) -> str:
+    origin = f"trained on {making.trained_on[:12]}" if making.trained_on else f"made from {making.imported_from[:12]}"
+    return f"a tokenizer of {making.vocabulary} ids {origin}"
+
+
+def _written(
+    out: Path | str, check: Callable[[TokenizerMaking], None], write: Callable[[Path], TokenizerMaking]
+) -> tuple[TokenizerMaking, bool]:
+    """What is in the folder or at the URL, and whether it was written now.
+
+    ``check`` raises IdentityError unless what is there is what is wanted.
+    """
     if isinstance(out, str):
-        return _on_store(dataset, vocabulary, UrlStore(out))
+        return _on_store(UrlStore(out), check, write)
     check_folder(out, lambda folder: any((folder / name).exists() for name in (TOKENIZER_FILE, MADE_BY_FILE)))
     if not (out / MADE_BY_FILE).exists():
-        return write_tokenizer(dataset, vocabulary, out), True
-    return _required(load_making(out), dataset, vocabulary, out), False
+        return write(out), True
+    making = load_making(out)
+    check(making)
+    return making, False
 
 
-def _on_store(dataset: Dataset, vocabulary: int, store: Store) -> tuple[TokenizerMaking, bool]:
+def _on_store(
+    store: Store, check: Callable[[TokenizerMaking], None], write: Callable[[Path], TokenizerMaking]
+) -> tuple[TokenizerMaking, bool]:
     """The same on a store: the tokenizer is made in a folder of this process, what made it is uploaded last."""
     probe(store)
     with leased(store), scratch("tokenizer") as folder:
@@ -55,22 +109,15 @@ def _on_store(dataset: Dataset, vocabulary: int, store: Store) -> tuple[Tokenize
             if MADE_BY_FILE in there:
                 for file in (TOKENIZER_FILE, MADE_BY_FILE):
                     store.download(file, folder / file)
-                return _required(load_making(folder), dataset, vocabulary, store.where), False
+                making = load_making(folder)
+                check(making)
+                return making, False
             if there != [TOKENIZER_FILE]:  # which an interrupted start has left
                 raise PipelineError(f"--out {store.where} holds something else; give a new place")
-        making = write_tokenizer(dataset, vocabulary, folder)
+        making = write(folder)
         for file in (TOKENIZER_FILE, MADE_BY_FILE):
             publish_files(store, folder, [folder / file])
         return making, True
-
-
-def _required(making: TokenizerMaking, dataset: Dataset, vocabulary: int, out: Path | str) -> TokenizerMaking:
-    if (making.trained_on, making.vocabulary) != (dataset.fingerprint, vocabulary):
-        raise IdentityError(
-            f"{out} holds a tokenizer of {making.vocabulary} ids trained on {making.trained_on[:12]}, wanted is "
-            f"one of {vocabulary} on {dataset.fingerprint[:12]}; give a new --out"
-        )
-    return making
 
 
 def write_tokenizer(dataset: Dataset, vocabulary: int, out: Path) -> TokenizerMaking:
@@ -114,6 +161,57 @@ def in_our_order(library: Any, model: dict[str, Any]) -> Any:
     merged = [token for token in sorted(model["vocab"], key=model["vocab"].__getitem__) if token not in symbols]
     vocabulary = symbols | {token: number for number, token in enumerate(merged, VOCABULARY_SIZE)}
     return library.models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in model["merges"]])
+
+
+def write_imported(path: Path, source: bytes, out: Path) -> TokenizerMaking:
+    """Write the folder of a tokenizer of another model, what made it last; nothing where it cannot be taken over.
+
+    ``source``: the content of its tokenizer.json at ``path``. Raises DatasetError with the reason, TokenizersMissing.
+    """
+    library = import_tokenizers()
+    try:
+        values = parse_json(source, finite=False)
+        with refused_as(DatasetError, f"{path}: "):
+            imported = imported_tokenizer(values)
+    except DatasetError:
+        raise
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from None
+    content = json.dumps(imported.content, ensure_ascii=False, indent=1) + "\n"
+    with scratch("tokenizer") as folder:
+        write_atomic(folder / TOKENIZER_FILE, content)
+        try:
+            encoder = SubwordEncoder(folder)
+            _check_added(encoder, imported.content["added_tokens"])
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(str(folder / TOKENIZER_FILE), str(path))) from None
+    write_atomic(out / TOKENIZER_FILE, content)
+    making = TokenizerMaking(
+        imported_from=sha256(source).hexdigest(),
+        left_out=imported.left_out,
+        vocabulary=encoder.subwords.vocabulary,
+        longest=int(encoder.subwords.lengths.max()),
+        sha256=file_sha256(out / TOKENIZER_FILE),
+        library=library.__version__,
+    )
+    write_atomic(out / MADE_BY_FILE, making.model_dump_json(indent=1) + "\n")
+    return making
+
+
+def _check_added(encoder: SubwordEncoder, added: list[dict[str, Any]]) -> None:
+    """Raise DatasetError unless the library gives added tokens the ids that the file says, special ones never in texts.
+
+    It counts these ids itself: where there are gaps, others than are said.
+    """
+    for token in added:
+        number, name = token["id"], token["content"]
+        if (found := encoder.library.token_to_id(name)) != number:
+            raise DatasetError(
+                f"{encoder.path}: the added token {name!r} has the id {number}, the library gives {found}"
+            )
+        ids = encoder.ids(name.encode()).tolist()
+        if not token["special"] and ids != [number]:
+            raise DatasetError(f"{encoder.path}: the added token {name!r} is not found in its own text")
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 A text is its stretches of valid UTF-8, each encoded by the library, and between them invalid bytes, a token each. A
 token may depend on bytes after it, so a text in chunks is encoded up to where nothing behind can matter: a newline
-between two printing ASCII characters, which is a token's end by the pattern that splits words.
+between two printing ASCII characters, which is a token's end by the patterns that split words (`cutting.py`). Where a
+tokenizer has another pattern, a text is encoded as a whole.
 """
 
 import os
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shared.bpe.folder import INSTALL, TOKENIZER_FILE
-from shared.bpe.vocabulary import load_subwords
+from shared.bpe.cutting import ends_at_lines
+from shared.bpe.folder import INSTALL, MOST_BYTES, TOKENIZER_FILE
+from shared.bpe.vocabulary import SPACE_MARK, load_subwords
 from shared.errors import DatasetError
+from shared.io.files.json_reader import read_json
 from shared.vocabulary import BOS, OFFSET, is_special
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ _SAFE = re.compile(rb"[!-~]\n(?=[!-~])")
 ASCII characters, whatever stands before and after."""
 _INVALID = re.compile("([\udc80-\udcff])")
 """Bytes that are no UTF-8, as "surrogateescape" shows them."""
+_INVALID_OR_MARK = re.compile(f"([\udc80-\udcff{SPACE_MARK}])")
+"""The same, and the character that these vocabularies have for a space: in a text it is none."""
 
 
 class TokenizersMissing(DatasetError):
@@ -53,12 +58,13 @@ def pieces_of(text: bytes) -> Iterator[bytes]:
     yield text[start:] if start else text
 
 
-def stretches_of(text: bytes) -> list[str]:
-    """Valid UTF-8, one invalid byte, valid UTF-8, ... : the odd ones are the invalid bytes, escaped as surrogates."""
+def stretches_of(text: bytes, apart: re.Pattern[str] = _INVALID) -> list[str]:
+    """Text to encode, what is ``apart``, text to encode, ... : the odd ones are single characters or escaped bytes."""
     try:
-        return [text.decode()]
+        decoded = text.decode()
     except UnicodeDecodeError:
-        return _INVALID.split(text.decode("utf-8", "surrogateescape"))
+        return apart.split(text.decode("utf-8", "surrogateescape"))
+    return [decoded] if apart is _INVALID else apart.split(decoded)
 
 
 class SubwordEncoder:
@@ -66,36 +72,54 @@ class SubwordEncoder:
 
     def __init__(self, folder: Path) -> None:
         self.subwords = load_subwords(folder)
-        self._path = folder / TOKENIZER_FILE
-        _ = self._tokenizer
+        self.path = folder / TOKENIZER_FILE
+        _ = self.library  # the library knows whether its file is right
+        content = read_json(self.path, MOST_BYTES, finite=False)
+        self._apart = _INVALID_OR_MARK if content["model"].get("byte_fallback") else _INVALID
+        self.cuttable = ends_at_lines(content, self.subwords.tokens)
+        """Whether a text's tokens are those of its parts, cut where `_SAFE` says."""
 
     @cached_property
-    def _tokenizer(self) -> "Tokenizer":
+    def library(self) -> "Tokenizer":
+        """The library's own object."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes share the machine already
         try:
-            tokenizer: Tokenizer = import_tokenizers().Tokenizer.from_file(str(self._path))
-            return tokenizer
+            tokenizer: Tokenizer = import_tokenizers().Tokenizer.from_file(str(self.path))
         except TokenizersMissing:
             raise
         except Exception as error:  # tokenizers, written in Rust, raises plain Exception
-            raise DatasetError(f"{self._path}: {error}") from None
+            raise DatasetError(f"{self.path}: {error}") from None
+        tokenizer.encode_special_tokens = True  # a text that looks like a special id is text
+        return tokenizer
 
     def ids(self, text: bytes) -> np.ndarray:
-        """int32 [K]: the tokens of a text, without special ids; their bytes are the text."""
-        return np.concatenate([np.zeros(0, np.int32), *(self._piece(piece) for piece in pieces_of(text))])
+        """int32 [K]: the tokens of a text, without special ids; their bytes are the text.
+
+        Raises DatasetError where the tokenizer does not give them.
+        """
+        pieces = pieces_of(text) if self.cuttable else [text]
+        return np.concatenate([np.zeros(0, np.int32), *(self._piece(piece) for piece in pieces)])
 
     def lengths(self, text: bytes) -> np.ndarray:
         """uint16 [K]: bytes of each token of a text; they sum to its own."""
         return np.asarray(self.subwords.lengths[self.ids(text)], np.uint16)
 
     def _piece(self, text: bytes) -> np.ndarray:
-        stretches = stretches_of(text)
+        found = self._encoded(stretches_of(text, self._apart))
+        if self.subwords.lengths[found].sum() != len(text):
+            raise DatasetError(f"{self.path}: its tokens of a text of {len(text)} bytes have other bytes")
+        return found
+
+    def _encoded(self, stretches: list[str]) -> np.ndarray:
         if len(stretches) == 1:
-            return np.array(self._tokenizer.encode(stretches[0], add_special_tokens=False).ids, np.int32)
-        encodings = iter(self._tokenizer.encode_batch_fast(stretches[::2], add_special_tokens=False))
+            return np.array(self.library.encode(stretches[0], add_special_tokens=False).ids, np.int32)
+        encodings = iter(self.library.encode_batch_fast(stretches[::2], add_special_tokens=False))
         found: list[int] = []
         for number, stretch in enumerate(stretches):
-            found += [ord(stretch) - 0xDC00 + OFFSET] if number % 2 else next(encodings).ids
+            if number % 2:
+                found += self.subwords.byte_ids[list(stretch.encode("utf-8", "surrogateescape"))].tolist()
+            else:
+                found += next(encodings).ids
         return np.array(found, np.int32)
 
 
@@ -116,6 +140,8 @@ class WholeTokens:
 
     def _safe_end(self, searched: int) -> int:
         """Where the tokens of what is held are certain to end; 0 if that is not known."""
+        if not self._encoder.cuttable:
+            return 0
         at = len(self._held)
         while (at := self._held.rfind(b"\n", searched, at)) >= 0:
             if _SAFE.match(self._held, max(at - 1, 0)):

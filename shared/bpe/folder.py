@@ -4,9 +4,10 @@ FOLDER/tokenizer.json  FOLDER/identity.json
 """
 
 from hashlib import sha256
+from operator import not_
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.errors import DatasetError, IdentityError
 from shared.io.files.atomic import write_atomic
@@ -14,7 +15,6 @@ from shared.io.files.json_reader import read_bounded
 from shared.model_settings import MOST_IDS
 from shared.patching.settings import LONGEST_PATCH, TokenizerIdentity
 from shared.settings import Settings, refused_as
-from shared.vocabulary import VOCABULARY_SIZE
 
 TOKENIZER_FILE, MADE_BY_FILE = "tokenizer.json", "identity.json"
 MOST_BYTES = 64 << 20
@@ -25,21 +25,31 @@ INSTALL = "byte-pair tokens need the tokenizers library: pip install -e '.[bpe]'
 class TokenizerMaking(Settings):
     """What made a tokenizer (law 7)."""
 
-    trained_on: str
+    trained_on: str = Field(default="", exclude_if=not_)
     """Fingerprint of the training split whose bytes it has seen; it has seen no others."""
-    vocabulary: int = Field(gt=VOCABULARY_SIZE, le=MOST_IDS)
+    imported_from: str = Field(default="", exclude_if=not_)
+    """Of the tokenizer of another model: sha256 of its own tokenizer.json. Then it was not trained here."""
+    left_out: tuple[str, ...] = Field(default=(), max_length=1024, exclude_if=not_)
+    """What the other tokenizer does to texts and this one does not, in words."""
+    vocabulary: int = Field(ge=256, le=MOST_IDS)
     """Ids: those of bytes and special ids, and one for each merge that gives a new token."""
     longest: int = Field(gt=0, le=LONGEST_PATCH)
     """Bytes of its longest token."""
     sha256: str
     """Of tokenizer.json."""
     library: str
-    """Version of `tokenizers` that trained it."""
+    """Version of `tokenizers` that trained it, or checked what was imported."""
+
+    @model_validator(mode="after")
+    def _of_one_origin(self) -> "TokenizerMaking":
+        if bool(self.trained_on) == bool(self.imported_from):
+            raise ValueError("a tokenizer has either trained_on or imported_from")
+        return self
 
     @property
     def identity(self) -> TokenizerIdentity:
         """What datasets record."""
-        return TokenizerIdentity(sha256=self.sha256, vocabulary=self.vocabulary)
+        return TokenizerIdentity(sha256=self.sha256, vocabulary=self.vocabulary, imported=bool(self.imported_from))
 
 
 def load_making(folder: Path) -> TokenizerMaking:

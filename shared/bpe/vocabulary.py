@@ -1,11 +1,15 @@
 """The tokens of a tokenizer and their ids, read from its file alone: no library is needed to turn patches into ids.
 
-V ids: the four special ones, the 256 bytes at byte + 4, and from 260 on a token for each merge, in order of learning.
+V ids. Of a tokenizer that was trained here: the four special ones, the 256 bytes at byte + 4, and from 260 on a token
+for each merge, in order of learning. Of one of another model: that model's own.
 """
 
+import re
 import unicodedata
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -14,45 +18,89 @@ from shared.bpe.folder import MOST_BYTES, TOKENIZER_FILE
 from shared.errors import DatasetError
 from shared.io.files.json_reader import read_bounded
 from shared.model_settings import MOST_IDS
-from shared.vocabulary import OFFSET, VOCABULARY_SIZE
+from shared.vocabulary import OFFSET
 
+BYTES = 256
 NO_TOKEN = -1
+SPACE_MARK = "\u2581"
+"""What stands for a space in the vocabularies of SentencePiece."""
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+"""A byte in these vocabularies, of a character that is no token."""
 _FACTOR = 0x9E3779B97F4A7C15
 """Of the polynomial hash of a token: 2^64 over the golden ratio, whose bits spread well. Odd, so that it has an inverse
 modulo 2^64, by which the hash of any range follows from two sums."""
 _INVERSE = pow(_FACTOR, -1, 2**64)
 
+Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
+
 
 class _Model(BaseModel):
-    vocab: dict[str, int] = Field(max_length=MOST_IDS)
+    vocab: dict[str, Id] = Field(max_length=MOST_IDS)
+    byte_fallback: bool = False
+    """The vocabulary is SentencePiece's: characters, and bytes for what is none of them. Else it is of bytes."""
+
+
+class _AddedToken(BaseModel):
+    id: Id
+    content: str
+    special: bool
 
 
 class _TokenizerFile(BaseModel):
     """What is read here of the library's own file."""
 
     model: _Model
+    added_tokens: list[_AddedToken] = Field(default=[], max_length=MOST_IDS)
 
 
 class Subwords:
     """The tokens of a vocabulary, found by their bytes."""
 
-    def __init__(self, tokens: list[bytes]) -> None:
-        """``tokens`` of ids OFFSET, OFFSET + 1, ...; ValueError unless the bytes come first and no two are equal."""
-        if tokens[:256] != [bytes([byte]) for byte in range(256)]:
-            raise ValueError(f"ids {OFFSET} to {VOCABULARY_SIZE - 1} must be the bytes in order")
-        self.vocabulary = OFFSET + len(tokens)
+    def __init__(self, tokens: Sequence[bytes | None], spare: Collection[int] = ()) -> None:
+        """The tokens by their ids; None for ids that stand for no bytes.
+
+        Several ids may have the same bytes: then the lowest is theirs. ``spare``: ids that are it only where no other
+        is. ValueError for a token of no bytes, and unless each byte is a token.
+        """
+        if b"" in tokens:
+            raise ValueError(f"token {tokens.index(b'')} has no bytes")
+        self.vocabulary = len(tokens)
         """V."""
-        self.lengths = np.array([0] * OFFSET + [len(token) for token in tokens], np.int64)
-        """int64 [V], bytes of each token; 0 for special ids."""
-        self._text = np.frombuffer(b"".join(tokens), np.uint8)
+        self.lengths = np.array([len(token or b"") for token in tokens], np.int64)
+        """int64 [V], bytes of each token; 0 for ids without."""
+        self._text = np.frombuffer(b"".join(token or b"" for token in tokens), np.uint8)
         self._starts = np.cumsum(self.lengths) - self.lengths
-        hashes = _hashes(self._text, self.lengths[OFFSET:])
-        order = np.argsort(hashes, kind="stable")
-        self._hashes, self._ids = hashes[order], order + OFFSET
-        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        if len(same):
-            one, two = (tokens[order[place]] for place in (same[0], same[0] + 1))
-            raise ValueError(f"the tokens {one!r} and {two!r} are equal or have one hash")
+        self._find_by_hash(np.isin(np.arange(len(tokens)), list(spare)))
+        self.byte_ids = self.ids(np.arange(BYTES, dtype=np.uint8), np.ones(BYTES, np.int64))
+        """int32 [256], the id of each byte."""
+        if len(missing := np.flatnonzero(self.byte_ids == NO_TOKEN)):
+            raise ValueError(f"the byte {int(missing[0]):#04x} is no token, so that some texts have none")
+
+    def _find_by_hash(self, spare: np.ndarray) -> None:
+        """Order the ids by the hash of their bytes, one id for the same bytes. ``spare`` bool [V]."""
+        ids = np.flatnonzero(self.lengths)
+        hashes = _hashes(self._text, self.lengths[ids])
+        order = np.lexsort((ids, spare[ids], hashes))
+        ids, hashes = ids[order], hashes[order]
+        first = np.append(True, hashes[1:] != hashes[:-1])
+        for place in np.flatnonzero(~first).tolist():
+            if self._token(ids[place]) != self._token(ids[place - 1]):
+                raise ValueError(f"the tokens {int(ids[place - 1])} and {int(ids[place])} have one hash")
+        self._hashes, self._ids = hashes[first], ids[first]
+
+    def _token(self, number: int) -> bytes:
+        return self._text[self._starts[number] : self._starts[number] + self.lengths[number]].tobytes()
+
+    @property
+    def tokens(self) -> list[bytes | None]:
+        """The bytes of each id; None for ids that stand for none, as special ones do."""
+        return [self._token(number) if length else None for number, length in enumerate(self.lengths.tolist())]
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether ids are as those of tokenizers that were trained here: 0 to 3 special, byte b at b + 4."""
+        own = np.array_equal(self.byte_ids, np.arange(BYTES) + OFFSET)
+        return own and not self.lengths[:OFFSET].any() and bool(self.lengths[OFFSET:].all())
 
     @property
     def tokens(self) -> list[bytes | None]:
@@ -101,15 +149,10 @@ def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_subwords(folder: Path) -> Subwords:
-    """The tokens of the tokenizer in a folder. Raises DatasetError when its file is none of ours."""
+    """The tokens of the tokenizer in a folder. Raises DatasetError when its file is none that is read here."""
     path = folder / TOKENIZER_FILE
-    values = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     try:
-        vocabulary = _TokenizerFile.model_validate_json(read_bounded(path, MOST_BYTES)).model.vocab
-        named = sorted((number, bytes(values[symbol] for symbol in token)) for token, number in vocabulary.items())
-        if [number for number, _ in named] != list(range(OFFSET, OFFSET + len(named))):
-            raise ValueError(f"ids must be {OFFSET} to {OFFSET + len(named) - 1}, each once")
-        return Subwords([token for _, token in named])
+        return _subwords_of(_TokenizerFile.model_validate_json(read_bounded(path, MOST_BYTES)))
     except OSError as error:
         what = f"{TOKENIZER_FILE} cannot be read ({error.strerror})"
         raise DatasetError(f"{folder} is not a tokenizer's folder: {what}") from None
@@ -117,6 +160,32 @@ def load_subwords(folder: Path) -> Subwords:
         raise DatasetError(f"{path} is not a byte-level BPE tokenizer") from None
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
+
+
+def _subwords_of(file: _TokenizerFile) -> Subwords:
+    """Raises KeyError for a token that stands for no bytes, ValueError as `Subwords` does."""
+    model = file.model
+    tokens = {token.id: None if token.special else token.content.encode() for token in file.added_tokens}
+    # Added tokens are found in a text before it is cut into words, so bytes that they have are theirs alone.
+    added, added_bytes = set(tokens), set(tokens.values())
+    values = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    spare = []
+    for text, number in model.vocab.items():
+        if number in added:
+            continue
+        if number in tokens:
+            raise ValueError(f"two tokens have the id {number}")
+        byte = _BYTE_TOKEN.fullmatch(text) if model.byte_fallback else None
+        if byte:
+            token = bytes.fromhex(byte[1])
+        elif model.byte_fallback:
+            token = text.replace(SPACE_MARK, " ").encode()
+        else:
+            token = bytes(values[symbol] for symbol in text)
+        if byte or token in added_bytes:
+            spare.append(number)  # a character's own token comes first
+        tokens[number] = token
+    return Subwords([tokens.get(number) for number in range(max(tokens, default=-1) + 1)], spare)
 
 
 def byte_symbols() -> list[str]:

@@ -57,7 +57,8 @@ def tokenizer_json(specials: Sequence[str] = ()) -> dict[str, Any]:
 def subword_tokenizer_json(folder: Path) -> dict[str, Any]:
     """The same with the tokens of the tokenizer in a folder, which knows no special ids itself. Raises DatasetError."""
     path = folder / TOKENIZER_FILE
-    load_subwords(folder)  # refused where its file is none of ours
+    if not load_subwords(folder).trained_here:
+        raise DatasetError(f"{path} is not a tokenizer that was trained here")
     try:
         content: dict[str, Any] = read_json(path, MOST_BYTES)
     except ValueError as error:

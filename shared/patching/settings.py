@@ -20,6 +20,8 @@ class TokenizerIdentity(Settings):
     sha256: str
     vocabulary: int
     """Ids, those of bytes and special ids included."""
+    imported: bool = Field(default=False, exclude_if=not_)
+    """It is of another model, with its ids. Left out where it is not, so that identities stay what they are."""
 
 
 class PatchingSettings(Settings):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.dataset_examples import rewrite as rewrite_shard
 from helpers.dataset_examples import set_value
+from helpers.foreign_tokenizers import foreign_tokenizer, write_foreign
 from helpers.pipeline_helpers import preprocess, write_jsonl
 from helpers.refitted import change_manifest
 from helpers.rewriting_examples import files, make_place, run, scored
@@ -16,6 +17,7 @@ from pipeline.records import Place, Record
 from pipeline.scoring.cut import Document, Piece, cut
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import TOKENIZER_FILE, load_making
+from shared.model_settings import FlatSettings
 from shared.patching import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
@@ -187,6 +189,49 @@ def test_verify_finds_boundaries_that_are_not_the_tokenizers(place, tmp_path, ca
     (out / "tokenizer" / TOKENIZER_FILE).write_text("{}")
     assert run("verify", out) == 1
     assert "is damaged: sha256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama2"])
+def test_tokens_of_another_model_are_patches(place: Path, tmp_path: Path, family: str, capsys) -> None:
+    model, out = write_foreign(tmp_path / "model", foreign_tokenizer(family)), tmp_path / "tokenizer"
+    assert run("tokenizer", "--from", model, "--out", out) == 0
+    left_out = "left out: normalizer " + {"qwen2": "NFC", "llama2": "Prepend"}[family]
+    assert left_out in capsys.readouterr().out
+    tokens = tmp_path / "tokens"
+    assert run("recut", place / "plain" / "train", "--rule", "bpe", "--tokenizer", out, "--out", tokens) == 0
+    assert run("verify", tokens) == 0
+    encoder, dataset = SubwordEncoder(out), open_dataset(tokens)
+    for text, lengths in documents(dataset):
+        assert lengths == [1, *encoder.lengths(text).tolist(), 1]
+    patching = dataset.manifest.identity.patching
+    assert patching.tokenizer == load_making(dataset.tokenizer).identity
+    flat = FlatSettings(width=32, layers=2, heads=2, feed_forward=64, vocabulary=encoder.subwords.vocabulary)
+    assert "trained here" in (flat.objection(patching) or "")
+
+
+def test_a_tokenizer_of_another_model_is_written_once_and_in_the_place_of_no_other(place, tmp_path, capsys) -> None:
+    model, out = write_foreign(tmp_path / "model", foreign_tokenizer("llama3")), tmp_path / "out"
+    assert run("tokenizer", "--from", model, "--out", out) == 0
+    written = files(out)
+    assert run("tokenizer", "--from", model / TOKENIZER_FILE, "--out", out) == 0
+    assert "nothing to do, all is current" in capsys.readouterr().out
+    assert files(out) == written
+    for arguments, problem in (
+        (("--from", model, "--out", place / "tokenizer"), "holds a tokenizer of 320 ids trained on"),
+        ((place / "plain", "--vocabulary", 300, "--out", out), "holds a tokenizer of 423 ids made from"),
+        ((place / "plain", "--from", model, "--out", out), "give either DATASET and --vocabulary, or --from"),
+        ((place / "plain", "--out", out), "give either DATASET and --vocabulary, or --from"),
+        (("--from", place / "plain", "--out", tmp_path / "no"), "tokenizer.json cannot be read"),
+    ):
+        assert run("tokenizer", *arguments) == 2
+        assert problem in capsys.readouterr().err
+
+
+def test_what_own_tokenizers_record_is_what_it_was(place: Path) -> None:
+    """Identities of datasets and tokenizers do not change because others can be imported."""
+    making = load_making(place / "tokenizer")
+    assert list(making.model_dump()) == ["trained_on", "vocabulary", "longest", "sha256", "library"]
+    assert list(making.identity.model_dump()) == ["sha256", "vocabulary"]
 
 
 def test_a_chat_dataset_is_refused(place, tmp_path, capsys) -> None:

@@ -24,6 +24,7 @@ from shared.patching.settings import TokenizerIdentity
 from shared.vocabulary import OFFSET, document_tokens
 
 BYTES = [bytes([byte]) for byte in range(256)]
+SPECIAL = [None] * OFFSET
 TEXTS = st.one_of(
     st.binary(max_size=60),
     st.text(max_size=60).map(str.encode),
@@ -97,17 +98,28 @@ def test_a_long_text_is_encoded_in_pieces_with_the_same_tokens(encoder, monkeypa
 
 
 def test_what_is_no_token_is_said_and_never_guessed() -> None:
-    subwords = Subwords([*BYTES, b"ab", b"abc"])
+    subwords = Subwords([*SPECIAL, *BYTES, b"ab", b"abc"])
     found = subwords.ids(np.frombuffer(b"ababcxyab", np.uint8), np.array([2, 3, 2, 1, 1]))
     assert found.tolist() == [260, 261, NO_TOKEN, ord("a") + 4, ord("b") + 4]
     assert subwords.ids(np.zeros(0, np.uint8), np.zeros(0, np.int64)).tolist() == []
 
 
-def test_a_vocabulary_with_two_equal_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="are equal or have one hash"):
-        Subwords([*BYTES, b"ab", b"ab"])
-    with pytest.raises(ValueError, match="must be the bytes in order"):
-        Subwords([*BYTES[1:], b"ab"])
+def test_of_equal_tokens_the_lowest_id_is_found_and_a_spare_one_last() -> None:
+    tokens = [b"a", b"ab", None, *BYTES, b"ab"]
+    text, lengths = np.frombuffer(b"aabb", np.uint8), np.array([1, 2, 1])
+    assert Subwords(tokens).ids(text, lengths).tolist() == [0, 1, 3 + ord("b")]
+    spare = Subwords(tokens, spare=[0, 1, 3 + ord("b")])
+    assert spare.ids(text, lengths).tolist() == [3 + ord("a"), 259, 3 + ord("b")]
+    assert spare.tokens == tokens
+    assert not spare.trained_here
+    assert Subwords([*SPECIAL, *BYTES, b"ab"]).trained_here
+
+
+def test_a_vocabulary_that_some_texts_have_no_tokens_of_is_refused() -> None:
+    with pytest.raises(ValueError, match="0x07 is no token"):
+        Subwords([*BYTES[:7], *BYTES[8:], b"ab"])
+    with pytest.raises(ValueError, match="token 256 has no bytes"):
+        Subwords([*BYTES, b""])
 
 
 def test_a_damaged_folder_is_refused_in_one_line(folder, tmp_path: Path) -> None:
