@@ -9,7 +9,7 @@ Shapes: S documents, T tokens, P patches, K vectors a patch, D width, H heads, G
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -251,29 +251,78 @@ def _cross_products(stack: StackSettings, queries: int, keys: int) -> int:
     return 4 * stack.width * (queries * stack.attended_width + keys * stack.key_value_heads * stack.head_width)
 
 
-def training_flops(settings: AnyModelSettings, work: Workload) -> Flops:
-    """Of forward and backward, nothing twice: each product has two in the backward pass, for its two operands."""
-    forward = forward_flops(settings, work)
-    return Flops(_times(forward.products, 3), _times(forward.attention, 3))
+CROSS_PARTS = {
+    "encoder.cross.": "encoder_cross",
+    "encoder.patch_projection.": "encoder_cross",
+    "encoder.pooling.": "encoder_cross",
+    "global_.input_projection.": "encoder_cross",
+    "decoder.cross.": "decoder_cross",
+    "decoder.patch_projection.": "decoder_cross",
+}
+"""Of the byte latent transformer: how names of parameters between its stacks begin."""
+BEFORE_ALL = ""
+"""Stands for parameters whose gradient takes a whole backward pass: embeddings, and what belongs to no part."""
 
 
-def executed_training_flops(settings: AnyModelSettings, work: Workload, recompute: Recompute = "none") -> Flops:
-    """Of forward and backward as they are computed, for an executed workload.
+def part_of(settings: AnyModelSettings, name: str) -> str:
+    """The part of `forward_flops` that a parameter belongs to, or BEFORE_ALL."""
+    parts = {f"{placed.name}.": placed.part for placed in settings.stacks} | {"ngrams.": "ngrams"}
+    if isinstance(settings, BltSettings):
+        parts |= CROSS_PARTS
+    found = next((part for prefix, part in parts.items() if name.startswith(prefix)), None)
+    return found or ("head" if name.split(".")[-2] in ("norm", "head") else BEFORE_ALL)
+
+
+def training_flops(settings: AnyModelSettings, work: Workload, trained: Collection[str] | None = None) -> Flops:
+    """Of forward and backward, nothing twice: each product has two in the backward pass, for its two operands.
+
+    ``trained``: parts (`part_of`) with parameters that learn; None: all. Of a part that is frozen parameters have no
+    gradients, and activations have none where nothing before it learns.
+    """
+    forward, backward = forward_flops(settings, work), _backward(settings, work, trained)
+    return Flops(
+        {part: count * (1 + backward[part][0]) for part, count in forward.products.items()},
+        {part: count * (1 + backward[part][1]) for part, count in forward.attention.items()},
+    )
+
+
+def executed_training_flops(
+    settings: AnyModelSettings,
+    work: Workload,
+    recompute: Recompute = "none",
+    trained: Collection[str] | None = None,
+) -> Flops:
+    """Of forward and backward as they are computed, for an executed workload; ``trained`` as for `training_flops`.
 
     Self-attention keeps no scores: its backward pass computes them again, five products for the forward pass's two.
     With ``recompute`` blocks do more a second time: with "selective" the products that are `too_wide`.
     """
-    forward, again = forward_flops(settings, work), recompute == "full"
-    blocks = {part for part, _, _ in stacks(settings, work)}
-    products = {part: count * (3 + again * (part in blocks)) for part, count in forward.products.items()}
+    forward, backward = forward_flops(settings, work), _backward(settings, work, trained)
+    blocks = {part for part, _, _ in stacks(settings, work) if backward[part][1]}
+    again = recompute == "full"
+    products = {
+        part: count * (1 + backward[part][0] + again * (part in blocks)) for part, count in forward.products.items()
+    }
     if recompute == "selective":
         for part, stack, positions in stacks(settings, work):
             again_products = sum(2 * a * b for a, b in stack.products.values() if too_wide(a, b))
-            products[part] += positions * stack.layers * again_products
+            products[part] += positions * stack.layers * again_products * (part in blocks)
     attention = {
-        part: count * (7 + 2 * again) // 2 if part in blocks else 3 * count for part, count in forward.attention.items()
+        part: count * (7 + 2 * again) // 2 if part in blocks else count * (1 + backward[part][1])
+        for part, count in forward.attention.items()
     }
     return Flops(products, attention)
+
+
+def _backward(
+    settings: AnyModelSettings, work: Workload, trained: Collection[str] | None
+) -> dict[str, tuple[int, int]]:
+    """By part: products of the backward pass for each of the forward pass, with parameters and of attention."""
+    parts = list(forward_flops(settings, work).products)
+    if trained is None:
+        return dict.fromkeys(parts, (2, 2))
+    first = 0 if BEFORE_ALL in trained else min((parts.index(part) for part in trained), default=len(parts))
+    return {part: (0, 0) if place < first else (2 if part in trained else 1, 2) for place, part in enumerate(parts)}
 
 
 def stacks(settings: AnyModelSettings, work: Workload) -> list[tuple[str, StackSettings, int]]:

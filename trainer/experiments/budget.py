@@ -13,6 +13,8 @@ from shared.errors import ConfigError
 from shared.models.flops import Workload, forward_flops, training_flops
 from trainer.data.run_data import RunData
 from trainer.experiments.systems import Values
+from trainer.memory.parameters import parameter_shapes
+from trainer.optim.name_patterns import trained_parts
 from trainer.planning.packs import planned_steps, slices_workload
 from trainer.planning.plan import make_plan
 from trainer.settings import TrainSettings
@@ -52,6 +54,7 @@ def spending(settings: TrainSettings) -> Iterator[Spent]:
     """What a run has used after each of its steps, for as many as ``data.repeats`` has documents for."""
     data = RunData(settings.data, settings.model.patch_credit)
     work, scored, text, entropy_model = Workload(), Workload(), 0, data.entropy_model
+    trained = trained_parts(settings.model, parameter_shapes(settings.model), settings.optimizer.rates)
     for number, plans in enumerate(planned_steps(settings, data, data.schedule(settings.run)), 1):
         for plan in plans:
             work += slices_workload(settings.model, plan)
@@ -59,7 +62,7 @@ def spending(settings: TrainSettings) -> Iterator[Spent]:
                 scored += slices_workload(entropy_model, plan)
             text += plan.bytes
         scoring = 0 if entropy_model is None else forward_flops(entropy_model, scored).total
-        yield Spent(number, float(training_flops(settings.model, work).total), float(scoring), text)
+        yield Spent(number, float(training_flops(settings.model, work, trained).total), float(scoring), text)
 
 
 def check_budget(budget: float, drafts: Iterable[tuple[str, TrainSettings, float]]) -> None:

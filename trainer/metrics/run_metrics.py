@@ -2,7 +2,7 @@
 
 import os
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,18 @@ class FlopsCounter:
     """Sums over packs; what a pack adds is a few sums over the lengths of its documents."""
 
     def __init__(
-        self, model: AnyModelSettings, entropy_model: EntropyModelSettings | None, recompute: Recompute, tiled: bool
+        self,
+        model: AnyModelSettings,
+        entropy_model: EntropyModelSettings | None,
+        recompute: Recompute,
+        tiled: bool,
+        trained: Collection[str] | None = None,
     ) -> None:
-        """``tiled`` as in ``shared.models.flops.executed_workload``: whether attention computes whole tiles (CPUs)."""
+        """``tiled`` as in ``shared.models.flops.executed_workload``: whether attention computes whole tiles (CPUs);
+        ``trained`` as in ``training_flops``: the parts that learn, None for all.
+        """
         self._model, self._entropy_model, self._recompute, self._tiled = model, entropy_model, recompute, tiled
+        self._trained = trained
         self._useful, self._executed, self._scored = Workload(), Workload(), Workload()
 
     def add(self, packs: Sequence[Pack], found: RoutingCounts = NO_ROUTING) -> None:
@@ -81,8 +89,8 @@ class FlopsCounter:
         recomputed blocks included), ``scoring`` of the entropy model's forward pass over the same tokens, done once
         when the data was made; 0 without one.
         """
-        useful = training_flops(self._model, self._useful).total
-        executed = executed_training_flops(self._model, self._executed, self._recompute).total
+        useful = training_flops(self._model, self._useful, self._trained).total
+        executed = executed_training_flops(self._model, self._executed, self._recompute, self._trained).total
         scoring = 0 if self._entropy_model is None else forward_flops(self._entropy_model, self._scored).total
         self._useful, self._executed, self._scored = Workload(), Workload(), Workload()
         return {"useful": float(useful), "executed": float(executed), "scoring": float(scoring)}
@@ -133,14 +141,22 @@ class RunMetrics:
     """Adds up steps on every rank; the main rank gets the figures of an interval."""
 
     def __init__(
-        self, settings: TrainSettings, data: RunData, world: World, timer: StepTimer, log: Callable[[str], None]
+        self,
+        settings: TrainSettings,
+        data: RunData,
+        world: World,
+        timer: StepTimer,
+        log: Callable[[str], None],
+        trained: Collection[str],
     ) -> None:
+        """``trained``: the parts of the model that learn."""
         self.peak = settings.metrics.peak_flops or listed_peak(world.device, settings.run.dtype)
         """FLOPs per second that one rank's device does at best; None where that is not known."""
         self._world, self._limits, self._timer, self._log = world, data.limits, timer, log
         self._documents = {name: totals.documents for name, totals in data.train_manifest.subsets.items()}
         recompute = settings.parallel.activation_checkpointing
-        self._flops = FlopsCounter(settings.model, data.entropy_model, recompute, tiled=world.device.type == "cpu")
+        tiled = world.device.type == "cpu"
+        self._flops = FlopsCounter(settings.model, data.entropy_model, recompute, tiled, trained)
         self._sums = Accumulator()
 
     def add(self, step: StepRecord) -> None:

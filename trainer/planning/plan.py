@@ -25,8 +25,9 @@ from trainer.data.packing.limits import patches_for
 from trainer.data.run_data import RunData, with_length
 from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.estimate import estimate
-from trainer.memory.parameters import parameter_shapes, sizes_by_part
+from trainer.memory.parameters import parameter_shapes, sizes_by_part, trained_size
 from trainer.memory.parts import Memory
+from trainer.optim.name_patterns import trained_parts
 from trainer.settings import TrainSettings
 from trainer.settings.learning import InBytes, InSteps, Length
 from trainer.settings.recipe import check_recipe, read_recipe, with_places
@@ -76,6 +77,8 @@ class Plan:
     """P_max, the largest of all phases; 0 without patches."""
     parameters: dict[str, int]
     """By part of the model."""
+    trained: int
+    """Parameters that learn: all but the frozen ones."""
     memory: Memory
     """Of one rank."""
     forward: dict[str, float]
@@ -147,6 +150,7 @@ def make_plan(settings: TrainSettings) -> Plan:
     """
     model, options = settings.model, settings.plan
     check_ranks(settings)
+    shapes = parameter_shapes(model)
     data = RunData(settings.data, settings.model.patch_credit)
     if data.exists:
         settings = with_length(settings, data)
@@ -176,7 +180,8 @@ def make_plan(settings: TrainSettings) -> Plan:
         bytes=run.bytes,
         patch_size=parts[-1][1],
         patches=most_patches,
-        parameters=sizes_by_part(parameter_shapes(model)),
+        parameters=sizes_by_part(shapes),
+        trained=trained_size(shapes, settings.optimizer.rates),
         memory=estimate(settings, options.ranks, most_patches, tiled=tiled),
         forward={part: _mean(run.shares, [cost.forward[part] for cost in run.costs]) for part in run.costs[0].forward},
         training=_mean(run.shares, [cost.training for cost in run.costs]),
@@ -249,10 +254,11 @@ def _planned_run(settings: TrainSettings, data: RunData, tiled: bool) -> _Run:
 def _cost_of(settings: TrainSettings, use: "Use", patch_size: float) -> _Cost:
     """Of packs with so many bytes a patch."""
     model, recompute, size = settings.model, settings.parallel.activation_checkpointing, max(use.bytes, 1)
+    trained = trained_parts(model, parameter_shapes(model), settings.optimizer.rates)
     return _Cost(
         forward={part: count / size for part, count in forward_flops(model, use.useful).by_part().items()},
-        training=training_flops(model, use.useful).total / size,
-        executed=executed_training_flops(model, use.executed, recompute).total / size,
+        training=training_flops(model, use.useful, trained).total / size,
+        executed=executed_training_flops(model, use.executed, recompute, trained).total / size,
         paper=paper_flops_per_byte(model, patch_size) if isinstance(model, BltSettings) else None,
     )
 
@@ -260,6 +266,7 @@ def _cost_of(settings: TrainSettings, use: "Use", patch_size: float) -> _Cost:
 def _cost(settings: TrainSettings, patch_size: float | None, patches: int, tiled: bool) -> _Cost:
     """``patches``: P_max."""
     model, recompute = settings.model, settings.parallel.activation_checkpointing
+    trained = trained_parts(model, parameter_shapes(model), settings.optimizer.rates)
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
@@ -270,8 +277,8 @@ def _cost(settings: TrainSettings, patch_size: float | None, patches: int, tiled
     computed = executed_workload(model, *executed, tiled=tiled)
     return _Cost(
         forward={part: count / total for part, count in forward_flops(model, useful).by_part().items()},
-        training=training_flops(model, useful).total / total,
-        executed=executed_training_flops(model, computed, recompute).total / total,
+        training=training_flops(model, useful, trained).total / total,
+        executed=executed_training_flops(model, computed, recompute, trained).total / total,
         paper=paper_flops_per_byte(model, patch_size) if isinstance(model, BltSettings) and patch_size else None,
     )
 
