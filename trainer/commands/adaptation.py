@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bytes", type=whole(1), default=200_000, metavar="N", help="new text that each other run is trained on"
     )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="these alone: SYSTEM-own with patches of the text's own entropy model, SYSTEM-base with those of the base's",
+    )
     parser.add_argument("--seeds", type=seeds, default="0,1,2", metavar="A,B", help="runs of each system on each text")
 
 
@@ -64,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         base_bytes=arguments.base_bytes,
         bytes=arguments.bytes,
+        only=arguments.only,
     )
     with held(arguments.out):
         found, failed = adapt(request, Progress(silent=False, every_seconds=30.0))

@@ -49,11 +49,20 @@ class AdaptationRequest(Request):
     """Of old text that the base is trained on."""
     bytes: int
     """Of new text that each other run is trained on."""
+    only: Sequence[str] = ()
+    """Methods (SYSTEM-BOUNDARIES) to run; none: all."""
 
     @property
     def base(self) -> str:
         """The system that is trained on old text; all others begin with it."""
         return next(iter(self.experiment.systems))
+
+    @property
+    def methods(self) -> list[tuple[str, Boundaries]]:
+        """Systems that begin with the base, each with either boundaries, in their order."""
+        _, *systems = self.experiment.systems
+        found = list(product(systems, BOUNDARIES))
+        return [one for one in found if not self.only or "-".join(one) in self.only]
 
     @property
     def base_folder(self) -> Path:
@@ -136,6 +145,10 @@ def check_request(request: AdaptationRequest) -> None:
     experiment, base = request.experiment, request.base
     if len(experiment.systems) < 2:
         raise ConfigError(f"--systems: {base} is the base; add a system that begins with it")
+    known = list(map("-".join, replace(request, only=()).methods))
+    for name in request.only:
+        if name not in known:
+            raise ConfigError(f"--only {name}: there is no such method; there is {', '.join(known)}")
     for name, system in experiment.systems.items():
         patching = experiment.patchings[system.patching]
         if patching.entropy_model is None or patching.target is None:
@@ -151,13 +164,12 @@ def check_request(request: AdaptationRequest) -> None:
 
 
 def plan(request: AdaptationRequest, at: Mapping[tuple[str, str], Path]) -> list[PlannedRun]:
-    """The runs: all systems but the base, on each text, with either boundaries; all of a seed before the next seed.
+    """The runs: each method on each text; all of a seed before the next seed.
 
     ``at``: the data of a text with boundaries.
     """
-    _, *systems = request.experiment.systems
     runs = []
-    for seed, text, system, boundaries in product(request.seeds, request.new, systems, BOUNDARIES):
+    for seed, text, (system, boundaries) in product(request.seeds, request.new, request.methods):
         name = _name(text, system, boundaries, seed)
         folder = request.out / "runs" / name
         recipe = _recipe(request, system, folder, at[text, boundaries], seed)

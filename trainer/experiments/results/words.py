@@ -122,7 +122,8 @@ def sentence(found: Comparison, documents: int) -> str:
         f"{level} interval over {seeds} seeds {interval_text(found.low, found.high)}" if seeds > 1 else "one seed"
     )
     few = "; too few to say much" if documents < FEW_DOCUMENTS else ""
-    over_documents = f"over {documents:,} document{'s' * (documents != 1)} {interval_text(found.document_low, found.document_high)}{few}"
+    ends = interval_text(found.document_low, found.document_high)
+    over_documents = f"over {documents:,} document{'s' * (documents != 1)} {ends}{few}"
     if len(found.processors) > 1:
         over_documents += f"; on several processors: {', '.join(found.processors)}"
     return one_line(
