@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="METHOD",
-        help="these alone: SYSTEM-own with patches of the text's own entropy model, SYSTEM-base with those of the base's",
+        help="these alone: SYSTEM-own with patches of the text's own entropy model, SYSTEM-base with the base's",
     )
     parser.add_argument("--seeds", type=seeds, default="0,1,2", metavar="A,B", help="runs of each system on each text")
 

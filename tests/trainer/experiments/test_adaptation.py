@@ -242,7 +242,7 @@ def test_some_methods_can_be_chosen_and_an_unknown_one_is_named(tmp_path: Path) 
     )
     check_request(request)
     assert request.methods == [("adapted", "own")]
-    with pytest.raises(ConfigError, match="--only base-own: .* there is adapted-own, adapted-base"):
+    with pytest.raises(ConfigError, match=r"--only base-own: .* there is adapted-own, adapted-base"):
         check_request(replace(request, only=["base-own"]))
 
 
