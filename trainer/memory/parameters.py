@@ -1,6 +1,6 @@
 """The parameters of a model by name and shape, without making it; free of torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -44,6 +44,14 @@ def sizes_by_part(shapes: dict[str, Shape]) -> dict[str, int]:
         part = name.split(".")[0].rstrip("_")
         sizes[part] = sizes.get(part, 0) + prod(shape)
     return sizes
+
+
+def trained_size(shapes: dict[str, Shape], rates: Mapping[str, float]) -> int:
+    """Numbers of parameters that learn: those whose share of the learning rate is not 0.
+
+    Raises ConfigError for a pattern of names that fits none.
+    """
+    return sum(prod(shapes[name]) for name, factor in rate_factors(shapes, rates).items() if factor)
 
 
 def _flat(settings: EntropyModelSettings | FlatSettings | SpaceByteSettings) -> Iterator[tuple[str, Shape]]:

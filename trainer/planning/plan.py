@@ -78,6 +78,8 @@ class Plan:
     """P_max, the largest of all phases; 0 without patches."""
     parameters: dict[str, int]
     """By part of the model."""
+    trained: int
+    """Parameters that learn: all but the frozen ones."""
     memory: Memory
     """Of one rank."""
     forward: dict[str, float]
@@ -187,7 +189,8 @@ def make_plan(settings: TrainSettings) -> Plan:
         bytes=run.bytes,
         patch_size=parts[-1][1],
         patches=most_patches,
-        parameters=sizes_by_part(parameter_shapes(model)),
+        parameters=sizes_by_part(shapes),
+        trained=trained_size(shapes, settings.optimizer.rates),
         memory=estimate(settings, options.ranks, most_patches, tiled=tiled),
         forward={part: _mean(run.shares, [cost.forward[part] for cost in run.costs]) for part in run.costs[0].forward},
         training=_mean(run.shares, [cost.training for cost in run.costs]),
