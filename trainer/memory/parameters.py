@@ -14,7 +14,7 @@ from shared.model_settings import (
     SpaceByteSettings,
 )
 from shared.stack_settings import Projection, StackSettings
-from trainer.optim.name_patterns import by_pattern
+from trainer.optim.name_patterns import rate_factors
 from trainer.settings import TrainSettings
 
 Shape = tuple[int, ...]
@@ -33,7 +33,7 @@ def frozen_names(settings: TrainSettings) -> frozenset[str]:
 
     Raises ConfigError when ``optimizer.rates`` names no parameter.
     """
-    factors = by_pattern(parameter_shapes(settings.model), settings.optimizer.rates, "optimizer.rates")
+    factors = rate_factors(parameter_shapes(settings.model), settings.optimizer.rates)
     return frozenset(name for name, factor in factors.items() if not factor)
 
 

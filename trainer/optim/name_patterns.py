@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from shared.errors import ConfigError
-from shared.model_settings import AnyModelSettings
-from shared.models.flops import part_of
 
 
 def by_pattern(
@@ -50,11 +48,3 @@ def specificity(pattern: str) -> tuple[int, int, int]:
 def rate_factors(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
     """The share of the learning rate of each parameter; 0: frozen. Raises ConfigError as `by_pattern` does."""
     return by_pattern(names, rates, "optimizer.rates")
-
-
-def trained_parts(model: AnyModelSettings, names: Iterable[str], rates: Mapping[str, float]) -> frozenset[str]:
-    """The parts of a model with parameters that learn (`shared.models.flops.part_of`), of all ``names`` it has.
-
-    Raises ConfigError as `by_pattern` does.
-    """
-    return frozenset(part_of(model, name) for name, factor in rate_factors(names, rates).items() if factor)

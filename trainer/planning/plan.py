@@ -25,7 +25,7 @@ from trainer.data.packing.limits import patches_for
 from trainer.data.run_data import RunData, with_length
 from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.estimate import estimate
-from trainer.memory.parameters import frozen_names, parameter_shapes, sizes_by_part
+from trainer.memory.parameters import frozen_names, parameter_shapes, sizes_by_part, trained_size
 from trainer.memory.parts import Memory
 from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
 from trainer.planning.teacher import TeacherPlan, plan_teacher
@@ -160,7 +160,7 @@ def make_plan(settings: TrainSettings) -> Plan:
     """
     model, options = settings.model, settings.plan
     check_ranks(settings)
-    data = RunData.of(settings)
+    data, shapes = RunData.of(settings), parameter_shapes(model)
     if data.exists:
         settings = with_length(settings, data)
     elif settings.run.steps is None and settings.run.bytes is None:

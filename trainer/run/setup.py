@@ -96,8 +96,6 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
     schedule = data.schedule(settings.run)
     line = Progress(not world.is_main_rank, settings.metrics.progress_seconds)
     timer = StepTimer(world.device)
-    names = (name for name, _ in model.named_parameters())
-    trained = trained_parts(settings.model, names, settings.optimizer.rates)
     job = Job(
         settings=settings,
         data=data,

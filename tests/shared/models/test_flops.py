@@ -38,7 +38,6 @@ from shared.models.flops import (
     executed_workload,
     forward_flops,
     paper_flops_per_byte,
-    part_of,
     stacks,
     strip_reads,
     text_workload,
@@ -318,42 +317,6 @@ def test_attention_counts_two_products_of_every_pair():
         "decoder_cross": 4 * 32 * 12 * 2 * 2,
         "decoder": 4 * 32 * 7 * 2,
     }
-
-
-@pytest.mark.parametrize(
-    ("frozen", "exact"),
-    [
-        pytest.param(("global_.blocks.", "ngrams."), True, id="in the middle"),
-        pytest.param(("decoder.",), True, id="at the end"),
-        # The projection to the global width is of encoder_cross, in which other parameters learn.
-        pytest.param(("global_.", "ngrams."), False, id="with a piece of another part"),
-        # Inputs of the first part that learns need no gradients either, which is not told apart.
-        pytest.param(("ngrams.", "encoder.", "global_."), False, id="from the beginning"),
-        pytest.param(("ngrams.", "encoder.blocks.", "global_.blocks."), True, id="but for the embedding"),
-    ],
-)
-def test_frozen_parameters_have_no_products_in_the_backward_pass(frozen, exact):
-    settings = blt_settings()
-    model, batch = blt(settings), pack(TEXTS)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(frozen))
-    trained = {part_of(settings, name) for name, p in model.named_parameters() if p.requires_grad}
-    _, both = counted(model, batch)
-    work = workload(model, batch)
-    found = training_flops(settings, work, trained)
-    less = sum(found.products.values()) - linear(both)
-    assert less == 0 if exact else 0 < less < 0.1 * linear(both)
-    whole = training_flops(settings, work)
-    assert found.total < whole.total
-    assert executed_training_flops(settings, work, trained=trained).products == found.products
-
-
-def test_parameters_belong_to_the_part_that_they_multiply_in():
-    model = blt(blt_settings(pooling="attention"))
-    parts = {name: part_of(model.settings, name) for name, _ in model.named_parameters()}
-    assert {*parts.values()} == {*forward_flops(model.settings, useful_workload(model.settings, [9], [3])).products, ""}
-    assert [name for name, part in parts.items() if not part] == ["encoder.embedding.weight"]
-    assert {name for name, part in parts.items() if part == "head"} == {"decoder.norm.weight", "decoder.head.weight"}
 
 
 def test_what_is_executed_in_training():
