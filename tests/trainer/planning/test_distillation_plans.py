@@ -12,7 +12,7 @@ from helpers.tiny_runs import STATIC, metric_lines, run, tiny_data, tiny_recipe,
 from torch import Tensor, nn
 
 from shared.distillation.stored_targets import TargetFormat
-from shared.distillation.targets_folder import tensors_of
+from shared.distillation.targets_folder import load_targets, tensors_of
 from shared.layers.batch import Batch
 from shared.model_folder.files import build_model
 from shared.models.flops import forward_flops, useful_workload
@@ -26,7 +26,7 @@ from trainer.memory.parameters import frozen_names
 from trainer.memory.parts import logits_bytes
 from trainer.optim.distillation import Distillation, TeacherEmbedding
 from trainer.optim.parameter_groups import freeze
-from trainer.planning.plan import load_plan, make_plan
+from trainer.planning.plan import load_plan
 from trainer.planning.report import report
 from trainer.planning.teacher import bytes_of_targets, token_model, window_lengths
 from trainer.settings.planning import TargetsPlanSettings
@@ -61,13 +61,15 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_a_run_counts_the_flops_of_frozen_parts_as_its_plan_does(data: Path, tmp_path: Path) -> None:
-    asked = {"data": {"tokens": 512}, "optimizer": FROZEN, "plan": {"document_bytes": 150}, "run": {"steps": 2}}
-    assert run(data, tmp_path / "run", "--parallel.dry_run", "false", **asked) == 0
-    plan = make_plan(tiny_settings(data, tmp_path / "run", **asked))
+    keys = {"data.tokens": 512, "run.steps": 2, "plan.document_bytes": 150, "parallel.dry_run": "false"}
+    overrides = [str(word) for key, value in keys.items() for word in (f"--{key}", value)]
+    frozen = {"lr": 1e-3, "rates": {"global_": 0, "decoder": 0}}
+    assert run(data, tmp_path / "run", *overrides, optimizer=frozen) == 0
+    plan = load_plan(tmp_path / "run.toml", overrides)
     counted = [line["flops_per_byte"]["useful"] for line in metric_lines(tmp_path / "run") if "flops_per_byte" in line]
     # Documents of a pack differ, so attention and the tokens between them do, a little.
     assert np.mean(counted) == pytest.approx(plan.training, rel=0.03)
-    assert 2.4 < plan.training / sum(plan.forward.values()) < 2.8
+    assert 2 < plan.training / sum(plan.forward.values()) < 2.6
 
 
 def kept(batch: Batch, model: nn.Module, distillation: Distillation) -> int:
@@ -100,7 +102,9 @@ def test_what_a_distillation_keeps_is_within_three_percent(data: Path, weights: 
     settings = tiny_settings(data, Path("out"), distillation={"targets": "x", "teacher": "y"} | weights, **given)
     train = open_dataset(data / "train")
     top = settings.plan.targets.top
-    batch = taught(next(iter(PackLoader(train, pack_limits(train.manifest, 2048), 1))).batch, top)
+    batch = taught(
+        next(iter(PackLoader(train, pack_limits(train.manifest, 2048), 1))).batch.to(torch.device("cpu")), top
+    )
     student = build_model(settings.model)
     freeze(student, settings.optimizer)
     embedding = TeacherEmbedding(torch.ones(300, 128), 1) if settings.distillation.embedding else None
@@ -162,14 +166,15 @@ def test_a_plan_counts_the_teacher_once_over_the_text_and_the_room_of_its_target
     assert there.teacher.stored == 36 * (totals.bytes + totals.documents) + 8 * totals.documents
     assert main([*command, "--plan.device", "H200", "--plan.targets.context", "32", "--plan.targets.top", "4"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "LlamaForCausalLM, 155 k parameters" in out
+    assert "LlamaForCausalLM, 157 k parameters" in out
     assert "in windows of 32 tokens" in out
     assert "20 bytes a byte of text, the 4 most probable symbols in float16" in out
     assert "teacher 0.12" in out
 
 
 def test_figures_of_targets_that_are_there_are_theirs(config: Path, data: Path, tmp_path: Path) -> None:
-    manifest = write_targets(tmp_path / "targets" / "train", open_dataset(data / "train"))
+    write_targets(tmp_path / "targets" / "train", open_dataset(data / "train"))
+    _, manifest = load_targets(tmp_path / "targets", "train")
     command = distilling(data, tmp_path / "run", config)
     plan = load_plan(Path(command[0]), ["--distillation.targets", str(tmp_path / "targets")])
     assert plan.teacher is not None
@@ -197,7 +202,7 @@ def test_a_plan_needs_no_teacher(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vocab_size": None}, "config.json: vocab_size: Input should be a valid integer"),
+        ({"vocab_size": None}, "config.json: vocab_size: must be a valid integer"),
         ({"model_type": "bert"}, "config.json: this is bert, only blocks of these"),
     ],
     ids=["no vocabulary", "another family"],
