@@ -75,6 +75,8 @@ def dry_run(
     """
     began, parallel, limits = time.perf_counter(), settings.parallel, limits.read
     known = static_memory(model, optimizer, DTYPES[settings.run.dtype], parallel.keep_gathered)
+    if distillation is not None and distillation.embedding is not None:
+        known = replace(known, teacher=distillation.embedding.table.nbytes)
     on_host = STATE if parallel.offload and world.device.type == "cuda" else ()
     on_device = replace(known, **dict.fromkeys(on_host, 0))
     reserved = 0 if on_host else pending_moments(optimizer)

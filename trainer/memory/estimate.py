@@ -8,15 +8,15 @@ parameters not at all. Shapes: T tokens, P patches, K vectors a patch, D width, 
 width, F hidden width.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
-from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings
+from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings, PlacedStack
 from shared.models.flops import too_wide
-from shared.stack_settings import StackSettings
+from shared.stack_settings import Projection, StackSettings
 from trainer.memory.parameters import TABLES, Shape, frozen_names, parameter_shapes
 from trainer.memory.parts import Memory, logits_bytes, unsharded_elements
 from trainer.settings import TrainSettings
@@ -50,10 +50,11 @@ class Pass:
     """On a CPU: patches that the strip of tokens with the most of them reads."""
 
 
-def estimate(settings: TrainSettings, ranks: int, patches: int, tiled: bool) -> Memory:
+def estimate(settings: TrainSettings, ranks: int, patches: int, tiled: bool, teacher: int = 0) -> Memory:
     """The memory of the first rank, each part at its fullest moment, for packs of P = ``patches``.
 
-    ``tiled``: attention as on a CPU. Not counted: what the runtime itself takes, and room lost between tensors.
+    ``tiled``: attention as on a CPU; ``teacher``: bytes of the embedding that is learned from one. Not counted: what
+    the runtime itself takes, and room lost between tensors.
 
     Raises ConfigError when ``optimizer.rates`` names no parameter.
     """
@@ -73,10 +74,12 @@ def estimate(settings: TrainSettings, ranks: int, patches: int, tiled: bool) -> 
         tables=FLOAT * rows * shapes[TABLES][1] if rows else 0,
         table_moments=FLOAT * rows if rows and TABLES not in frozen else 0,
         unsharded=unsharded_bytes(settings.model, dense, width, parallel.keep_gathered) if sharded else 0,
-        activations=kept_activations(settings.model, pack, parallel.activation_checkpointing),
+        teacher=teacher,
+        activations=kept_activations(settings.model, pack, parallel.activation_checkpointing, frozen)
+        + kept_by_distillation(settings, pack),
         logits=2 * logits_bytes(pack.tokens, settings.model.vocabulary),
         transient=transient_bytes(settings.model, learning, width, sharded, accumulates=settings.data.packs > ranks)
-        + recomputed_block(settings.model, pack, parallel.activation_checkpointing),
+        + recomputed_block(settings.model, pack, parallel.activation_checkpointing, frozen),
     )
 
 
@@ -130,9 +133,15 @@ def count(shapes: Shapes) -> int:
 # ---- What a forward pass keeps.
 
 
-def kept_activations(settings: AnyModelSettings, given: Pass, recompute: Kept = "none") -> int:
-    """Bytes kept when the forward pass of a pack is over, without the logits' (`logits_bytes`)."""
-    stacks = sum(_stack(stack, positions, given, recompute) for stack, positions in _axes(settings, given))
+def kept_activations(
+    settings: AnyModelSettings, given: Pass, recompute: Kept = "none", frozen: Container[str] = ()
+) -> int:
+    """Bytes kept when the forward pass of a pack is over, without the logits' (`logits_bytes`).
+
+    frozen: names of the parameters that do not learn. Blocks keep no inputs for their gradients; gradients are taken to
+    flow through all of them.
+    """
+    stacks = sum(_stack(placed, positions, given, recompute, frozen) for placed, positions in _axes(settings, given))
     between = _read_rows(settings, given)
     if isinstance(settings, BltSettings):
         between += _crosses(settings, given)
@@ -182,29 +191,51 @@ def _crosses(settings: BltSettings, given: Pass) -> int:
     return between + crosses
 
 
-def recomputed_block(settings: AnyModelSettings, given: Pass, recompute: Kept) -> int:
+def kept_by_distillation(settings: TrainSettings, given: Pass) -> int:
+    """By the terms of the loss beside that of the text (shared/distillation/losses.py)."""
+    wanted, top = settings.distillation, settings.plan.targets.top
+    if wanted is None:
+        return 0
+    assert isinstance(settings.model, BltSettings)
+    # Logarithms of all symbols, and those of the ones that were not kept; for each that was the teacher's probability,
+    # whether it has none, and the symbol itself.
+    by_token = FLOAT * (2 * settings.model.vocabulary + top) + top + INDEX * top if wanted.probabilities else 0
+    by_patch = FLOAT * settings.model.global_.width if wanted.embedding else 0
+    return given.tokens * by_token + given.patches * by_patch
+
+
+def recomputed_block(settings: AnyModelSettings, given: Pass, recompute: Kept, frozen: Container[str] = ()) -> int:
     """What the block that needs most makes anew, beside what it has kept, when the backward pass comes to it."""
     return max(
-        positions * (_block(stack, given, "none") - _block(stack, given, recompute))
-        for stack, positions in _axes(settings, given)
+        positions * (_block(placed.settings, given, "none", fixed) - _block(placed.settings, given, recompute, fixed))
+        for placed, positions in _axes(settings, given)
+        for fixed in _frozen_products(placed, frozen)
     )
 
 
-def _axes(settings: AnyModelSettings, given: Pass) -> list[tuple[StackSettings, int]]:
+def _axes(settings: AnyModelSettings, given: Pass) -> list[tuple[PlacedStack, int]]:
     """The stacks of blocks of a model, each with the positions that it computes."""
+    return [(placed, given.patches if placed.axis == "patches" else given.tokens) for placed in settings.stacks]
+
+
+def _frozen_products(placed: PlacedStack, frozen: Container[str]) -> list[set[Projection]]:
+    """Of each block of a stack those whose parameters do not learn."""
+    stack = placed.settings
     return [
-        (placed.settings, given.patches if placed.axis == "patches" else given.tokens) for placed in settings.stacks
+        {name for name in stack.products if f"{placed.name}.{layer}.{name}.weight" in frozen}
+        for layer in range(stack.layers)
     ]
 
 
-def _stack(stack: StackSettings, positions: int, given: Pass, recompute: Kept) -> int:
+def _stack(placed: PlacedStack, positions: int, given: Pass, recompute: Kept, frozen: Container[str]) -> int:
     """All blocks of a stack, and the rotations that they share."""
+    stack = placed.settings
     kinds = {(kind.rotated, kind.scaled) for kind in stack.layer_kinds}
-    rotations = positions * FLOAT * stack.head_width * len(kinds)
-    return rotations + stack.layers * positions * _block(stack, given, recompute)
+    blocks = sum(_block(stack, given, recompute, fixed) for fixed in _frozen_products(placed, frozen))
+    return positions * (FLOAT * stack.head_width * len(kinds) + blocks)
 
 
-def _block(stack: StackSettings, given: Pass, recompute: Kept) -> int:
+def _block(stack: StackSettings, given: Pass, recompute: Kept, frozen: Collection[Projection]) -> int:
     """Bytes a position that one block keeps, its input among them."""
     width, attended, keys = stack.width, stack.attended_width, stack.key_value_heads * stack.head_width
     if recompute == "full":
@@ -225,6 +256,11 @@ def _block(stack: StackSettings, given: Pass, recompute: Kept) -> int:
     kept = 4 * width + attended + heads + (attended + keys) + (heads if stack.qk_norm != "none" else 0)
     # Gate and up, and their product; by the plain formula also what the gate becomes.
     kept += (3 if given.tiled else 4) * stack.hidden
+    # What goes into a product is kept for the gradient of its parameter; the kernel of attention keeps what it gives.
+    inputs: dict[Projection, int] = {"qkv": width, "gate_up": width, "down": stack.hidden}
+    if given.tiled:
+        inputs["attention_output"] = attended
+    kept -= sum(size for name, size in inputs.items() if name in frozen)
     return given.width * kept + sums + 2 * FLOAT
 
 

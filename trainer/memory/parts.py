@@ -8,6 +8,8 @@ from shared.io.display.quantities import quantity
 
 STATE = ("parameters", "gradients", "moments", "tables", "table_moments")
 """What stays from step to step, and leaves the device with ``parallel.offload``."""
+SELDOM = ("teacher",)
+"""What few runs have."""
 HELP = {
     "parameters": "more ranks, a larger parallel.shard or parallel.offload",
     "gradients": "more ranks, a larger parallel.shard or parallel.offload",
@@ -15,6 +17,7 @@ HELP = {
     "tables": "more ranks, smaller model.ngrams.rows or parallel.offload",
     "table_moments": "more ranks, smaller model.ngrams.rows or parallel.offload",
     "unsharded": "parallel.keep_gathered = false",
+    "teacher": "distillation.embedding = 0",
     "activations": "smaller data.tokens, or parallel.activation_checkpointing = 'selective' or 'full'",
     "logits": "smaller data.tokens",
     "transient": "as many ranks as data.packs, so that no gradients are summed over packs",
@@ -38,6 +41,8 @@ class Memory:
     unsharded: int
     """Whole parameters in the dtype that is computed in: of the two neighbouring units that need most, and of what is
     in no unit; of everything with ``parallel.keep_gathered``."""
+    teacher: int = 0
+    """The embedding of a teacher, whole on each rank, in the dtype of its folder."""
     activations: int = 0
     """What the forward pass of a pack has left for its backward pass."""
     logits: int = 0

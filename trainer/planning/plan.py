@@ -28,7 +28,7 @@ from trainer.memory.estimate import estimate
 from trainer.memory.parameters import frozen_names, parameter_shapes, sizes_by_part, trained_size
 from trainer.memory.parts import Memory
 from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
-from trainer.planning.teacher import TeacherPlan, plan_teacher
+from trainer.planning.teacher import TeacherPlan, TokenModel, plan_teacher, teacher_of
 from trainer.settings import TrainSettings
 from trainer.settings.learning import InBytes, InSteps, Length
 from trainer.settings.recipe import check_recipe, read_recipe, with_places
@@ -156,7 +156,8 @@ def load_plan(recipe: Path, overrides: Sequence[str]) -> Plan:
 def make_plan(settings: TrainSettings) -> Plan:
     """The plan of a recipe, with the mean patch size and the entropy model of its dataset where that is there.
 
-    Raises ConfigError when ranks, packs and copies do not divide one another, or the data does not fit.
+    Raises ConfigError when ranks, packs and copies do not divide one another, or the data does not fit, InteropError or
+    ModelFileError for a teacher that is none.
     """
     model, options = settings.model, settings.plan
     check_ranks(settings)
@@ -179,7 +180,7 @@ def make_plan(settings: TrainSettings) -> Plan:
     else:
         run = _full_packs(settings, parts, tiled)
     found_by_a_model = not data.exists or data.train_manifest.identity.entropy_model is not None
-    own = _entropy_model(data)
+    own, teacher = _entropy_model(data), teacher_of(settings)
     if isinstance(model, BltSettings) and found_by_a_model and not isinstance(own, CountsSettings):
         entropy_model = own or PUBLISHED_ENTROPY_MODEL
     return Plan(
@@ -191,7 +192,7 @@ def make_plan(settings: TrainSettings) -> Plan:
         patches=most_patches,
         parameters=sizes_by_part(shapes),
         trained=trained_size(shapes, settings.optimizer.rates),
-        memory=estimate(settings, options.ranks, most_patches, tiled=tiled),
+        memory=estimate(settings, options.ranks, most_patches, tiled, _embedding_bytes(settings, teacher)),
         forward={part: _mean(run.shares, [cost.forward[part] for cost in run.costs]) for part in run.costs[0].forward},
         training=_mean(run.shares, [cost.training for cost in run.costs]),
         executed=_mean(run.shares, [cost.executed for cost in run.costs]),
@@ -204,8 +205,14 @@ def make_plan(settings: TrainSettings) -> Plan:
             if settings.data.patch_schedule and size is not None and found is not None
         ),
         planned=run.planned,
-        teacher=plan_teacher(settings, data, run.bytes, patch_size or options.patch_size),
+        teacher=plan_teacher(settings, data, teacher, run.bytes, patch_size or options.patch_size),
     )
+
+
+def _embedding_bytes(settings: TrainSettings, teacher: TokenModel | None) -> int:
+    """Of the teacher's embedding, where it is learned."""
+    wanted = settings.distillation
+    return 0 if teacher is None or wanted is None or not wanted.embedding else teacher.embedding_bytes
 
 
 def _mean(shares: Sequence[float], values: Sequence[float]) -> float:

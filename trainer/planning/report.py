@@ -9,7 +9,7 @@ from typing import Any
 from shared.io.display.quantities import counted, duration, grouped
 from shared.layers.devices import GIB, MIB
 from trainer.memory.estimate import estimate
-from trainer.memory.parts import STATE
+from trainer.memory.parts import SELDOM, STATE
 from trainer.planning.plan import Plan, PlannedPhase
 from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
 from trainer.planning.teacher import TeacherPlan
@@ -133,6 +133,7 @@ def _memory(plan: Plan) -> str:
     words = [
         f"{part.replace('_', ' ')} {size / unit:.2f}{' on the host' * (part in on_host)}"
         for part, size in plan.memory.parts().items()
+        if size or part not in SELDOM
     ]
     of = f" of {plan.device.memory / unit:g}" if plan.device else ""
     return f"{plan.device_memory / unit:.2f}{of} {name} a rank: {', '.join(words)}"
@@ -250,7 +251,8 @@ def _fits(plan: Plan, changes: Sequence[Change], ranks: int) -> bool:
 def _device_memory(plan: Plan, settings: TrainSettings, ranks: int) -> int:
     """Bytes of a rank on its device."""
     patches = -(-plan.patches * settings.data.tokens // plan.settings.data.tokens)
-    return estimate(settings, ranks, patches, tiled=False).on_device(settings.parallel.offload)
+    found = estimate(settings, ranks, patches, tiled=False, teacher=plan.memory.teacher)
+    return found.on_device(settings.parallel.offload)
 
 
 def _numbers_of_ranks(plan: Plan) -> Iterator[int]:

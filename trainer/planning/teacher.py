@@ -38,11 +38,18 @@ class TokenModel:
     """What it computes, as a model of ours."""
     tied: bool
     """Whether its embedding is its head, too."""
+    width: int = 4
+    """Bytes of one of its numbers."""
 
     @property
     def parameters(self) -> int:
         sizes = sizes_by_part(parameter_shapes(self.settings))
         return sum(size for part, size in sizes.items() if not (self.tied and part == "head"))
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Of its embedding."""
+        return self.width * self.settings.vocabulary * self.settings.width
 
 
 @dataclass(frozen=True)
@@ -77,19 +84,21 @@ class TeacherPlan:
         return bytes_of_targets(self.top, self.dtype, 1, 0)
 
 
-def plan_teacher(settings: TrainSettings, data: RunData, text: int, token_bytes: float) -> TeacherPlan | None:
+def plan_teacher(
+    settings: TrainSettings, data: RunData, model: TokenModel | None, text: int, token_bytes: float
+) -> TeacherPlan | None:
     """What the targets of a recipe take; None where it needs none, or neither they nor the teacher are there.
 
     Args:
+        model: the teacher.
         text: bytes of the run.
         token_bytes: mean length of a token, where the recipe does not plan it.
 
-    Raises InteropError or ModelFileError for a teacher that is none, DatasetError for targets that are damaged.
+    Raises DatasetError for targets that are damaged.
     """
     wanted = settings.distillation
     if wanted is None or not wanted.probabilities:
         return None
-    model = token_model(wanted.teacher) if wanted.teacher is not None and wanted.teacher.exists() else None
     if isinstance(wanted.targets, Path) and wanted.targets.exists():
         return _of_targets(wanted.targets, list(data.folders(TRAIN_SPLIT)), model)
     return None if model is None else _of_text(settings, data, model, text, token_bytes)
@@ -137,11 +146,26 @@ def _of_text(settings: TrainSettings, data: RunData, model: TokenModel, text: in
     )
 
 
-class _Vocabulary(BaseModel):
+class _Around(BaseModel):
     """What is read of a config.json of transformers, beside its blocks."""
 
     vocab_size: int = Field(ge=VOCABULARY_SIZE, le=MOST_IDS)
     tie_word_embeddings: bool | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    """What old folders call dtype."""
+
+    @property
+    def width(self) -> int:
+        return 2 if (self.dtype or self.torch_dtype) in ("bfloat16", "float16") else 4
+
+
+def teacher_of(settings: TrainSettings) -> TokenModel | None:
+    """The teacher of a recipe; None where it names none that is there. Raises as `token_model` does."""
+    wanted = settings.distillation
+    if wanted is None or wanted.teacher is None or not wanted.teacher.exists():
+        return None
+    return token_model(wanted.teacher)
 
 
 def token_model(path: Path) -> TokenModel:
@@ -162,15 +186,14 @@ def token_model(path: Path) -> TokenModel:
             raise ModelFileError(f"{file} is of a model of kind {settings.kind!r}; a teacher is one of kind 'flat'")
         return TokenModel("a flat model", settings, tied=False)
     with refused_as(InteropError, f"{file}: "):
-        vocabulary = _Vocabulary.model_validate(values)
+        around = _Around.model_validate(values)
     try:
         # Scaled rotary positions take no FLOPs of their own.
         stack, name = settings_of_config(values, unscaled=True)
     except InteropError as error:
         raise InteropError(f"{file}: {error}") from None
-    return TokenModel(
-        name, FlatSettings(**stack.model_dump(), vocabulary=vocabulary.vocab_size), bool(vocabulary.tie_word_embeddings)
-    )
+    settings = FlatSettings(**stack.model_dump(), vocabulary=around.vocab_size)
+    return TokenModel(name, settings, bool(around.tie_word_embeddings), around.width)
 
 
 def window_lengths(tokens: int, context: int) -> list[int]:

@@ -92,7 +92,7 @@ def test_a_dry_run_records_the_memory_of_each_rank(runs: tuple[Path, Path]) -> N
     (rank,) = json.loads((runs[0] / "memory.json").read_text())["ranks"]
     assert set(rank) == {*HELP, "peak"}
     # transient: a part of the peak; unsharded: one rank that computes in the dtype of its masters
-    assert {name for name, size in rank.items() if size == 0} == {"transient", "unsharded"}
+    assert {name for name, size in rank.items() if size == 0} == {"transient", "unsharded", "teacher"}
 
 
 def test_without_a_dry_run_no_memory_is_recorded(runs: tuple[Path, Path]) -> None:
