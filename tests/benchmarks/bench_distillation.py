@@ -16,7 +16,8 @@ All systems have the recipe, the order of documents of their seed, and the FLOPs
 
 Counted are the FLOPs of both stages, and of the teacher over the bytes of stage 1; not those that made the teacher.
 "bytes until (c)" are all training bytes, those of stage 1 included, after which a system's validation is what (c)'s is
-at its end; between two validations the curve is a line. FOLDER/runs/curves.html has the curves, curves.csv their points.
+at its end; between two validations the curve is a line. FOLDER/runs has the curves (curves.html) and their points
+(curves.csv).
 """
 
 import argparse
