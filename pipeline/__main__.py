@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "what a dataset holds: patch sizes, entropies, examples",
     "verify": "re-read a dataset and check everything in it",
     "recut": "other patch boundaries from the stored entropies, without a model",
+    "targets": "what a teacher says of every byte of a dataset, for distillation",
     "tokenizer": "byte-pair tokens: learned from a training split, or those of another model",
     "merge": "datasets that were made alike become one",
     "split": "set validation documents apart",

@@ -6,10 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from pipeline.read.formats.datasets import shard_records
 from pipeline.records import Record
 from shared.errors import DatasetError, IdentityError
 from shared.io.files.digests import differences, in_short
+from shared.randomness import Permutation, stream_key
 from shared.shards.content import ShardContent, with_last
 from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row
@@ -60,6 +63,17 @@ def require_alike(datasets: Sequence[Dataset], *ignored: str) -> None:
         if lines := differences(ours, theirs):
             lines = [line.replace("recorded ", "").replace(", now ", " and ") for line in lines]
             raise IdentityError(f"{first.folder} and {dataset.folder} were not made alike: {in_short(lines)}")
+
+
+def sampled_shards(dataset: Dataset, most_bytes: int) -> list[int]:
+    """Shards in a seeded order until they have so many bytes of text; at least one, if there are any."""
+    order, chosen, held = Permutation(dataset.shard_count, stream_key(0, "recut")), list[int](), 0
+    for turn in range(dataset.shard_count):
+        if held >= most_bytes:
+            break
+        chosen.append(int(order(np.array([turn]))[0]))
+        held += dataset.shard(chosen[-1]).totals.bytes
+    return chosen
 
 
 def recorded_figures(dataset: Dataset, number: int) -> dict[str, Any]:

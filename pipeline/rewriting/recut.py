@@ -18,6 +18,7 @@ from pipeline.rewriting.dataset_rows import (
     Side,
     require_alike,
     require_kept,
+    sampled_shards,
     shard_documents,
     shard_rows,
     sides_at,
@@ -34,7 +35,6 @@ from shared.io.display.terminal import show
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.settings import ENTROPY_RULES
-from shared.randomness import Permutation, stream_key
 from shared.settings import refused_as
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetIdentity
@@ -85,7 +85,7 @@ def dry_run(path: Path, change: Change) -> Iterator[str]:
     sides, patching = _checked(path, change)
     for side in sides:
         dataset = side.dataset
-        shards = _sampled_shards(dataset)
+        shards = sampled_shards(dataset, DRY_RUN_BYTES)
         if change.target is not None and dataset is _train(sides):
             patching = with_target(dataset, patching, change.target, 1, shards)
         text, patches = sum(dataset.shard(shard).totals.bytes for shard in shards), 0
@@ -99,17 +99,6 @@ def dry_run(path: Path, change: Change) -> Iterator[str]:
         )
     rule = "".join(f", {key} {value}" for key, value in patching.described.items())
     yield f"rule {patching.rule}{rule}; nothing was written"
-
-
-def _sampled_shards(dataset: Dataset) -> list[int]:
-    """Shards in a seeded order until they have DRY_RUN_BYTES of text; at least one, if there are any."""
-    order, chosen, held = Permutation(dataset.shard_count, stream_key(0, "recut")), [], 0
-    for turn in range(dataset.shard_count):
-        if held >= DRY_RUN_BYTES:
-            break
-        chosen.append(int(order(np.array([turn]))[0]))
-        held += dataset.shard(chosen[-1]).totals.bytes
-    return chosen
 
 
 def _checked(path: Path, change: Change) -> tuple[list[Side], PatchingSettings]:

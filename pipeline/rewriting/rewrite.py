@@ -1,4 +1,4 @@
-"""Making datasets from datasets, shard by shard: what recut, merge, split and convert share.
+"""Making datasets from datasets, shard by shard: what recut, merge, split, convert and targets share.
 
 OUT appears in one step when everything is in it. Until then the work lies beside it in .OUT.unfinished with a marker
 for each unit that is done, so that the same command resumes where it was stopped.
@@ -48,6 +48,8 @@ from shared.shards.writer import HashingFile
 REQUEST_FILE = "made-by.json"
 """In OUT: the command and what it was given."""
 _MARKERS = "units"
+MANIFESTS = (MANIFEST_NAME, "targets.json")
+"""Files that say that what they name is there: those of datasets, and of targets."""
 MOST_REQUEST_BYTES = 64 << 20
 """Of what was requested: it names every shard."""
 
@@ -59,6 +61,8 @@ class Written(Settings):
     """By the folder of their dataset below OUT; empty for OUT itself."""
     files: dict[str, str] = Field(default_factory=dict)
     """sha256 of files that belong to no dataset, by path below OUT."""
+    figures: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What else is known of them, by the folder of their dataset below OUT, for `Rewriting.finish`."""
 
     def all_files(self) -> dict[str, str]:
         """Path below OUT and sha256 of every file."""
@@ -306,8 +310,8 @@ def _rewrite_on_store(out: str, request: dict[str, Any], make: Callable[[], Rewr
         lease.check()
         _require_request(store, content)
         common = sorted(unfinished.rglob("*"))
-        publish_files(store, unfinished, [path for path in common if path.name != MANIFEST_NAME])
-        publish_files(store, unfinished, [path for path in common if path.name == MANIFEST_NAME])
+        publish_files(store, unfinished, [path for path in common if path.name not in MANIFESTS])
+        publish_files(store, unfinished, [path for path in common if path.name in MANIFESTS])
         store.write_once(REQUEST_FILE, content)
         store.remove(store.list(f"{UNFINISHED}/"))
     return True

@@ -123,12 +123,38 @@ class SubwordEncoder:
         return np.array(found, np.int32)
 
 
+class WholeTokens:
+    """The text of one document as it arrives, handed on up to where its tokens are certain to end."""
+
+    def __init__(self, encoder: SubwordEncoder) -> None:
+        self._cuttable, self._held = encoder.cuttable, bytearray()
+
+    def add(self, text: bytes, last: bool) -> bytes:
+        """What can be encoded now that ``text`` has come; with ``last`` all that is left."""
+        searched = max(len(self._held) - 2, 0)
+        self._held += text
+        end = len(self._held) if last else self._safe_end(searched)
+        found = bytes(self._held[:end])
+        del self._held[:end]
+        return found
+
+    def _safe_end(self, searched: int) -> int:
+        """Where the tokens of what is held are certain to end; 0 if that is not known."""
+        if not self._cuttable:
+            return 0
+        at = len(self._held)
+        while (at := self._held.rfind(b"\n", searched, at)) >= 0:
+            if _SAFE.match(self._held, max(at - 1, 0)):
+                return at + 1
+        return 0
+
+
 class ChunkedSubwords:
     """Lengths of the tokens of one document as it arrives, BOS and EOS each alone; as `ChunkedLengths` for rules."""
 
     def __init__(self, encoder: SubwordEncoder) -> None:
         self._encoder = encoder
-        self._held = bytearray()
+        self._text = WholeTokens(encoder)
 
     def add(self, tokens: np.ndarray, entropies: np.ndarray | None = None, last: bool = False) -> np.ndarray:
         """uint16 [p]: lengths of the tokens that are known to have ended; with ``last`` of all that are left.
@@ -136,21 +162,7 @@ class ChunkedSubwords:
         tokens int16 [N] of [BOS, b1..bn, EOS] come next in the document; nothing is made of ``entropies``.
         """
         special = is_special(tokens)
-        searched = max(len(self._held) - 2, 0)
-        self._held += (tokens[~special] - OFFSET).astype(np.uint8).tobytes()
-        end = len(self._held) if last else self._safe_end(searched)
-        text = bytes(self._held[:end])
-        del self._held[:end]
+        text = self._text.add((tokens[~special] - OFFSET).astype(np.uint8).tobytes(), last)
         ones = np.ones(int(special.sum()), np.uint16)
         begin = int((tokens[:1] == BOS).sum())
         return np.concatenate([ones[:begin], self._encoder.lengths(text), ones[begin:]])
-
-    def _safe_end(self, searched: int) -> int:
-        """Where the tokens of what is held are certain to end; 0 if that is not known."""
-        if not self._encoder.cuttable:
-            return 0
-        at = len(self._held)
-        while (at := self._held.rfind(b"\n", searched, at)) >= 0:
-            if _SAFE.match(self._held, max(at - 1, 0)):
-                return at + 1
-        return 0

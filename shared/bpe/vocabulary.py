@@ -94,7 +94,8 @@ class Subwords:
     @property
     def tokens(self) -> list[bytes | None]:
         """The bytes of each id; None for ids that stand for none, as special ones do."""
-        return [self._token(number) if length else None for number, length in enumerate(self.lengths.tolist())]
+        text, starts = self._text.tobytes(), self._starts.tolist()
+        return [text[start : start + size] or None for start, size in zip(starts, self.lengths.tolist())]
 
     @property
     def trained_here(self) -> bool:

@@ -21,6 +21,9 @@ from shared.distillation.byte_targets import BYTES, END, ByteTargets
 from shared.settings import Settings
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE
 
+LARGEST_LOG = 1e-3
+"""What the logarithm of a probability may come to when it is computed and rounded."""
+
 
 class TargetFormat(Settings):
     """How targets are kept."""
@@ -48,6 +51,17 @@ class StoredTargets:
     def largest_rest(self) -> float:
         """The largest probability that the symbols which were not kept have together, END apart; 0 without targets."""
         return float(np.exp(self.rest.astype(np.float64)).max(initial=0.0))
+
+    def problem(self, vocabulary: int) -> str | None:
+        """Why these are no targets of a student with so many ids; None where they may be. Sums are not looked at."""
+        if self.symbols.min(initial=0) < 0 or self.symbols.max(initial=0) >= vocabulary:
+            wrong = self.symbols[(self.symbols < 0) | (self.symbols >= vocabulary)][0]
+            return f"symbol {wrong}, there are {vocabulary}"
+        for name in ("logs", "end", "rest"):
+            # Of NaN no comparison is true.
+            if not getattr(self, name).max(initial=-np.inf) <= LARGEST_LOG:
+                return f"{name} has {getattr(self, name).max()}, which is no logarithm of a probability"
+        return None
 
     def next_bytes(self) -> np.ndarray:
         """float32 [T, K + 1]: ln of the target of each symbol and of the rest, END left out."""

@@ -146,6 +146,10 @@ class Dataset:
         """Bytes of text of each shard, in order. Raises DatasetError."""
         return (size for (size,) in self._table("shards").values("bytes"))
 
+    def content_hashes(self) -> Iterator[tuple[str, str]]:
+        """Name and content hash of each shard, in order. Raises DatasetError."""
+        return ((name, found.hex()) for name, found in self._table("shards").values("name", "content_hash"))
+
     def histograms(self, number: int) -> dict[str, list[int]]:
         """Histograms of one shard by name. Raises DatasetError."""
         return self._table("histograms").row(number)
