@@ -20,7 +20,7 @@ from shared.bpe.folder import MADE_BY_FILE, MOST_BYTES, TOKENIZER_FILE, Tokenize
 from shared.bpe.vocabulary import SPACE_MARK
 from shared.errors import DatasetError
 from shared.io.files.atomic import write_atomic
-from shared.io.files.digests import file_sha256
+from shared.io.files.digests import file_sha256, in_short
 from shared.io.files.json_reader import parse_json, read_bounded
 from shared.io.files.scratch import scratch
 from shared.model_settings import MOST_IDS
@@ -102,11 +102,15 @@ def imported_tokenizer(source: Mapping[str, Any]) -> ImportedTokenizer:
         raise ValueError("it is not byte-level: its pre-tokenizer has no step ByteLevel, its model no byte_fallback")
     if by_characters and not normalizers and not pre_tokenizers:
         raise ValueError("it has byte_fallback, but neither a normalizer nor a pre-tokenizer that marks spaces")
+    added = [_added(token, by_characters) for token in file.added_tokens]
+    unlike = [repr(token.content) for token, made in zip(file.added_tokens, added) if made["special"] > token.special]
+    if unlike:
+        left_out.append(f"added tokens that take more of a text than their own: {in_short(unlike, ', ')}")
     content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(token, by_characters, left_out) for token in file.added_tokens],
+        "added_tokens": added,
         "normalizer": normalizers[0] if normalizers else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers} if pre_tokenizers else None,
         "post_processor": None,
@@ -163,12 +167,10 @@ def _pre_tokenizers(
             raise ValueError(f"its pre-tokenizer {step.type} is not one of those whose words are a text's own bytes")
 
 
-def _added(token: _Added, by_characters: bool, left_out: list[str]) -> dict[str, Any]:
+def _added(token: _Added, by_characters: bool) -> dict[str, Any]:
     """A token that is found in a text before it is cut; one that takes more of it than its bytes is not looked for."""
     depends = token.lstrip or token.rstrip or token.single_word
     unlike = depends or not token.content or (by_characters and SPACE_MARK in token.content)
-    if unlike and not token.special:
-        left_out.append(f"added token {token.content!r}: not found in texts")
     return {
         "id": token.id,
         "content": token.content,

@@ -247,10 +247,3 @@ class FlatTeacher(TokenTeacher):
             context=context or settings.window or CONTEXT,
         )
         super().__init__(model, SubwordEncoder(tokenizer or own), Frame(BOS, BOE, EOS), identity)
-
-
-def open_teacher(
-    model: Path, tokenizer: Path | None = None, context: int | None = None, device: str = "cpu"
-) -> Teacher:
-    """The teacher in a folder. Arguments and errors are those of `FlatTeacher`."""
-    return FlatTeacher(model, tokenizer, context, device)
