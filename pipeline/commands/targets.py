@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     described: dict[str, tuple[str | None, str]] = {
         "teacher": ("MODEL", "its model folder, or the finished run that trained it"),
         "tokenizer": ("FOLDER", "of its tokens (default: that of its folder)"),
-        "context": ("TOKENS", "of a window of a long document (default: the teacher's own window, or 1024)"),
+        "context": (
+            "TOKENS",
+            "of a window of a long document (default: 1024, or twice its attention window)",
+        ),
         "device": (None, "auto: cuda where there is one"),
         "threads": ("N", "threads of each worker"),
     }

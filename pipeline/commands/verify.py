@@ -2,6 +2,7 @@
 
 Example:
   python -m pipeline verify runs/stdlib/patched/train
+  python -m pipeline verify runs/stdlib/patched --targets runs/stdlib/targets
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pipeline.rewriting.dataset_rows import found_figures, recorded_figures, req
 from pipeline.rewriting.parquet import SUFFIX
 from pipeline.rewriting.parquet_export import Source, exports_at, figures
 from pipeline.scoring.cut import cutter_of
+from pipeline.settings import PipelineError
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import check_tokenizer
 from shared.errors import DatasetError, ExitCode, PatchworkError, StorageError
@@ -70,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATASET",
         help="folder or URL of a dataset, or the one above its train/ and validation/",
     )
+    parser.add_argument(
+        "--targets",
+        type=location_of,
+        metavar="FOLDER",
+        help="check what pipeline targets made of the dataset, too: its folder or URL",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,30 +86,33 @@ def run(arguments: argparse.Namespace) -> int:
     Raises DatasetError for what is no dataset, as every other command that reads one.
     """
     place: Path | str = arguments.dataset
+    targets: Path | str | None = arguments.targets
     if isinstance(place, Path) and not place.exists():
         raise DatasetError(f"{place} does not exist; give the folder of a dataset, or the one above it")
     urls = find_remote_datasets(place) if isinstance(place, str) else []
     try:
         if isinstance(place, str):
-            damaged = [_verify_remote(url) for url in urls]
+            damaged = [_verify_remote(url, targets) for url in urls]
             return int(any(damaged))
         if exports := exports_at(place):
+            if targets is not None:
+                raise PipelineError(f"--targets: {place} is an export; targets are those of a dataset")
             problems = [_report(source.dataset, verify_export(source), True) for source in exports]
             return int(any(problems))
     except DatasetError as error:
         LOG.error("%s", error)
         return ExitCode.FAILED
-    damaged = [_verify_at(folder) for folder in find_datasets(place)]
+    damaged = [_verify_at(folder, None, targets) for folder in find_datasets(place)]
     return int(any(damaged))
 
 
-def _verify_remote(url: str) -> bool:
+def _verify_remote(url: str, targets: Path | str | None) -> bool:
     """Read a dataset from its store, not from what this machine keeps of it; whether something does not hold."""
     with scratch("verify") as folder:
-        return _verify_at(url, FileCache(folder, VERIFY_CACHE_BYTES))
+        return _verify_at(url, FileCache(folder, VERIFY_CACHE_BYTES), targets)
 
 
-def _verify_at(place: Path | str, cache: FileCache | None = None) -> bool:
+def _verify_at(place: Path | str, cache: FileCache | None, targets: Path | str | None) -> bool:
     try:
         dataset = open_dataset(place, cache)
     except DatasetError as error:
@@ -109,7 +120,25 @@ def _verify_at(place: Path | str, cache: FileCache | None = None) -> bool:
         return True
     with ByteProgress(f"verify {str(place).rpartition('/')[2]}", dataset.manifest.totals.bytes) as shown:
         found = verify(dataset, shown.update)
-    return _report(dataset, found)
+    damaged = _report(dataset, found)
+    if targets is None:
+        return damaged
+    if isinstance(targets, str) and cache is None:
+        with scratch("verify") as folder:
+            return _verify_targets(dataset, targets, FileCache(folder, VERIFY_CACHE_BYTES)) or damaged
+    return _verify_targets(dataset, targets, cache) or damaged
+
+
+def _verify_targets(dataset: Dataset, folder: Path | str, cache: FileCache | None) -> bool:
+    """Check the targets of a dataset and report; whether something does not hold."""
+    from pipeline.rewriting.verify_targets import verify_targets  # imports torch, which datasets are checked without
+
+    count = dataset.totals.tokens
+    with ByteProgress("verify targets", count) as shown:
+        problems = list(verify_targets(folder, dataset, shown.update, cache))
+    verdict = f"PROBLEMS: {len(problems)}" if problems else "no problem"
+    show_lines(*problems, f"{folder}: {counted(count, 'target')} of {dataset.where}; {verdict}")
+    return bool(problems)
 
 
 def _report(dataset: Dataset, found: Verification, exported: bool = False) -> bool:

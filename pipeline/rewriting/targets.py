@@ -37,7 +37,7 @@ class TeacherOptions(TargetFormat):
     tokenizer: Path | None = None
     """None: that of the teacher's folder."""
     context: int | None = Field(default=None, ge=2, le=LONGEST_WINDOW)
-    """Tokens of a window; None: the teacher's own."""
+    """Tokens of a window; None: what the teacher takes best."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, gt=0)
     """Of each worker."""

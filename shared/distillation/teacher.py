@@ -33,7 +33,7 @@ from shared.shards.manifest import NumericsClass
 from shared.vocabulary import BOE, BOS, EOS, OFFSET
 
 CONTEXT = 1024
-"""C of a model that sees whole documents."""
+"""C where nothing else is said; two windows of a model that has a larger one, so that each token has all of its own."""
 TOGETHER = 4096
 """Tokens of windows that are computed at once, where they have few ids: wide products are faster."""
 MOST_LOGITS = 1 << 25
@@ -217,7 +217,7 @@ class FlatTeacher(TokenTeacher):
     ) -> None:
         """Args:
             tokenizer: its folder; None: that of the model.
-            context: C; None: the window of the model, or CONTEXT where it has none.
+            context: C; None: CONTEXT, or twice the window of the model where that is more.
             device: "cpu" or "cuda".
 
         Raises ModelFileError, DatasetError for a tokenizer that cannot be read, IdentityError for that of another
@@ -244,6 +244,6 @@ class FlatTeacher(TokenTeacher):
             sha256=model_sha256(folder),
             vocabulary=settings.vocabulary,
             tokenizer=making.sha256,
-            context=context or settings.window or CONTEXT,
+            context=context or max(CONTEXT, 2 * (settings.window or 0)),
         )
         super().__init__(model, SubwordEncoder(tokenizer or own), Frame(BOS, BOE, EOS), identity)
