@@ -363,6 +363,20 @@ BOUNDARIES = (
         (d.cut_with_tokenizer,),
     ),
     Boundary(
+        "tokenizer of another model",
+        ("shared/bpe/imported.py", "shared/bpe/encoder.py"),
+        f.made_foreign_tokenizers,
+        m.at("*/tokenizer.json", m.spoil_json),
+        (f.import_tokenizers,),
+    ),
+    Boundary(
+        "teacher in a folder of transformers",
+        ("shared/interop/token_teacher.py",),
+        f.made_teacher,
+        m.one_of([(3, m.at("teacher/*.json", m.spoil_json)), (2, m.at("teacher/*.safetensors", m.spoil_safetensors))]),
+        (f.dry_run_targets,),
+    ),
+    Boundary(
         "finished count",
         ("pipeline/counting/made_by.py",),
         d.made_counts,
