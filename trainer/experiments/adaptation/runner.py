@@ -1,6 +1,6 @@
 """Adapting a model to new text, as a whole: a base on old text, runs that begin with it, scores before and after."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,10 +19,10 @@ from trainer.experiments.adaptation.record import (
     AdaptedRun,
     Boundaries,
     NewText,
+    TextScore,
     Trained,
     save_adaptation,
 )
-from trainer.experiments.adaptation.scoring import score_texts
 from trainer.experiments.compare import circumstances
 from trainer.experiments.folder import claim
 from trainer.experiments.preparation import Corpus, Prepared, Request, cut_alike, prepare
@@ -101,28 +101,14 @@ def adapt(request: AdaptationRequest, line: Progress) -> tuple[Adaptation, list[
     if failed := run_all([base], 1, line):
         raise TrainingError(f"no {request.base} to begin with; log: {failed[request.base]}")
     line.log(f"== scores before -> {base.folder}")
-    before = score_texts(base.folder, _settings(base), {name: _corpus(request, name) for name in texts}).texts
+    before = _scores(request, base, texts)
     alike = {
         name: cut_alike(_corpus(request, name), data[OLD], request.text_folder(name) / "data" / "as-base", line)
         for name in request.new
     }
     at = {(name, "own"): data[name] for name in request.new} | {(name, "base"): alike[name] for name in request.new}
     runs = plan(request, at)
-    facts: dict[str, Any] = circumstances(replace(request, out=request.text_folder(OLD)))
-    found = Adaptation(
-        **{name: facts[name] for name in ("corpus", "machine", "train_bytes")},
-        base=Trained(**_trained(request, base, 0)),
-        before=before[OLD],
-        texts=tuple(
-            NewText(
-                name=name,
-                train_bytes=_train_bytes(data[name]),
-                entropy_model_seconds=prepared[name].entropy_models[0].seconds,
-                before=before[name],
-            )
-            for name in request.new
-        ),
-    )
+    found = _opened(request, base, prepared, before)
     line.log(f"== {counted(len(runs), 'run')}, {request.jobs} at a time -> {request.out / 'runs'}")
 
     def keep(run: PlannedRun) -> None:
@@ -138,6 +124,27 @@ def adapt(request: AdaptationRequest, line: Progress) -> tuple[Adaptation, list[
     found = found.model_copy(update={"runs": tuple(ordered)})
     save_adaptation(found, request.out)
     return found, list(failed)
+
+
+def _opened(
+    request: AdaptationRequest, base: Run, prepared: Mapping[str, Prepared], before: Mapping[str, TextScore]
+) -> Adaptation:
+    """What is known before any run begins with the base."""
+    facts: dict[str, Any] = circumstances(replace(request, out=request.text_folder(OLD)))
+    return Adaptation(
+        **{name: facts[name] for name in ("corpus", "machine", "train_bytes")},
+        base=Trained(**_trained(request, base, 0)),
+        before=before[OLD],
+        texts=tuple(
+            NewText(
+                name=name,
+                train_bytes=_train_bytes(_data(request, prepared[name])),
+                entropy_model_seconds=prepared[name].entropy_models[0].seconds,
+                before=before[name],
+            )
+            for name in request.new
+        ),
+    )
 
 
 def check_request(request: AdaptationRequest) -> None:
@@ -210,6 +217,13 @@ def _settings(run: Run) -> TrainSettings:
     return check_recipe(dict(run.recipe), TrainSettings, run.folder)
 
 
+def _scores(request: AdaptationRequest, run: Run, texts: Iterable[str]) -> Mapping[str, TextScore]:
+    """What the model of a finished run scores on these texts."""
+    from trainer.experiments.adaptation.scoring import score_texts  # and torch: whoever asks for --help does without
+
+    return score_texts(run.folder, _settings(run), {name: _corpus(request, name) for name in texts}).texts
+
+
 def _trained(request: AdaptationRequest, run: Run, seed: int) -> Values:
     """The fields of `Trained`."""
     settings, history = _settings(run), load_history(run.folder)
@@ -235,8 +249,7 @@ def _train_bytes(data: Path) -> int:
 
 def _result(request: AdaptationRequest, run: PlannedRun) -> AdaptedRun:
     """What a finished run took, and what its model scores on its text and on old text."""
-    texts = {name: _corpus(request, name) for name in (run.text, OLD)}
-    scores = score_texts(run.folder, _settings(run), texts).texts
+    scores = _scores(request, run, (run.text, OLD))
     return AdaptedRun(
         **_trained(request, run, run.seed),
         text=run.text,
