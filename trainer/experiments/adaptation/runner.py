@@ -23,6 +23,7 @@ from trainer.experiments.adaptation.record import (
     Trained,
     save_adaptation,
 )
+from trainer.experiments.adaptation.scoring import score_texts
 from trainer.experiments.compare import circumstances
 from trainer.experiments.folder import claim
 from trainer.experiments.preparation import Corpus, Prepared, Request, cut_alike, prepare
@@ -219,8 +220,6 @@ def _settings(run: Run) -> TrainSettings:
 
 def _scores(request: AdaptationRequest, run: Run, texts: Iterable[str]) -> Mapping[str, TextScore]:
     """What the model of a finished run scores on these texts."""
-    from trainer.experiments.adaptation.scoring import score_texts  # and torch: whoever asks for --help does without
-
     return score_texts(run.folder, _settings(run), {name: _corpus(request, name) for name in texts}).texts
 
 
