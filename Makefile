@@ -37,7 +37,7 @@ endif
 
 # All that a target asks for. What else is given to make is a mistake in a name, without which it would have no effect.
 VARIABLES := PYTHON VENV CONSTRAINTS CORPUS CORPUS_OPTIONS CORPUS_BYTES OUT SEED NPROC THREADS EXECUTOR PATCH_SIZE CONFIG \
-  ENTROPY_CONFIG PROMPT BYTES PLAN EXPERIMENT BUDGET SEEDS ONLY EQUAL GRID BUDGETS SIZES FAMILIES PROCESSES TESTS
+  ENTROPY_CONFIG PROMPT BYTES PLAN EXPERIMENT BUDGET SEEDS ONLY EQUAL GRID BUDGETS SIZES FAMILIES NEW BASE_BYTES NEW_BYTES PROCESSES TESTS
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 unknown := $(filter-out $(VARIABLES) -% MAKE% SHELL .SHELLFLAGS,$(given))
 ifneq ($(unknown),)
@@ -79,7 +79,7 @@ AT := $(call quoted,OUT)
 PATCHING := $(AT)/patching-$(call quoted,PATCH_SIZE).json
 
 
-.PHONY: help setup plan amounts checks corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
+.PHONY: help setup plan amounts checks corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling adaptation test drills test-all test-numerics coverage bench lint format clean
 
 help: ## list what there is
 	@echo "Patchwork: byte latent transformers from raw text. The one to start with: make train"
@@ -163,6 +163,11 @@ scaling: setup amounts ## sizes and budgets of four families on CORPUS, fitted; 
 	@$(corpus) $(TRAINER) scaling $(COMPARED) $(if $(call raw,GRID),--grid $(call quoted,GRID)) $(if $(call raw,BUDGETS),--budgets $(call each,BUDGETS)) \
 	  $(if $(call raw,SIZES),--sizes $(call each,SIZES)) $(if $(call raw,FAMILIES),--families $(call each,FAMILIES)) \
 	  $(if $(filter-out file,$(origin SEEDS)),--seeds $(call quoted,SEEDS))
+
+# BASE_BYTES and NEW_BYTES only when they were given: the command has its own.
+adaptation: setup amounts ## a model of CORPUS adapted to each of NEW, by its local models alone or whole; NEW="el=greek/ ru=russian/" BASE_BYTES=2000000
+	@$(corpus) $(TRAINER) adaptation $(COMPARED) $(if $(call raw,NEW),--new $(call each,NEW)) $(if $(call raw,ONLY),--only $(call each,ONLY)) --seeds $(call quoted,SEEDS) \
+	  $(if $(BASE_BYTES),--base-bytes $(call quoted,BASE_BYTES)) $(if $(NEW_BYTES),--bytes $(call quoted,NEW_BYTES))
 
 test: setup ## the test suite, in parallel (minutes); TESTS="tests/shared -k scoring"
 	@$(PYTEST) $(TESTS)

@@ -103,6 +103,14 @@ def test_several_paths_are_several(environment, tmp_path):
     assert scaled[scaled.index("--sizes") + 1 :] == ["s", "m"]
 
 
+def test_each_new_text_of_an_adaptation_is_a_word(environment, tmp_path):
+    new = [f"el={tmp_path}/a;b", "ru=r.jsonl"]
+    (made,) = calls(
+        environment, "adaptation", f"CORPUS={tmp_path}", f"NEW={' '.join(new)}", "NEW_BYTES=5000", "SEEDS=0"
+    )
+    assert made[made.index("--new") + 1 :] == [*new, "--seeds", "0", "--bytes", "5000"]
+
+
 def test_a_full_comparison_can_be_made_in_parts(environment, tmp_path):
     (full,) = calls(environment, "compare-full", f"CORPUS={tmp_path}", "ONLY=bytes bpe", "EQUAL=flops bytes")
     assert full[-7:] == ["--only", "bytes", "bpe", "--equal", "flops", "bytes", "--full"]

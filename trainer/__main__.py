@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "models behind an HTTP API as OpenAI's, all requests in one batch",
     "compare": "systems trained at equal budgets on the same text, and what that shows",
     "scaling": "families of models in several sizes at several budgets, with fits and predictions",
+    "adaptation": "a model adapted to new text, by its local models alone or whole, and what it forgets",
     "report": "curves and facts of runs as a page for a browser, also of runs under way",
     "export-hf": "a model folder as one that transformers loads",
     "import-hf": "a folder of transformers, or of the released reference, as a model folder",

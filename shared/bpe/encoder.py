@@ -126,8 +126,9 @@ class SubwordEncoder:
 class WholeTokens:
     """The text of one document as it arrives, handed on up to where its tokens are certain to end."""
 
-    def __init__(self) -> None:
-        self._held = bytearray()
+    def __init__(self, cuttable: bool) -> None:
+        """``cuttable`` as `SubwordEncoder` has it; else a document is handed on whole."""
+        self._held, self._cuttable = bytearray(), cuttable
 
     def add(self, text: bytes, last: bool) -> bytes:
         """What can be encoded now that ``text`` has come; with ``last`` all that is left."""
@@ -140,7 +141,7 @@ class WholeTokens:
 
     def _safe_end(self, searched: int) -> int:
         """Where the tokens of what is held are certain to end; 0 if that is not known."""
-        if not self._encoder.cuttable:
+        if not self._cuttable:
             return 0
         at = len(self._held)
         while (at := self._held.rfind(b"\n", searched, at)) >= 0:
@@ -154,7 +155,7 @@ class ChunkedSubwords:
 
     def __init__(self, encoder: SubwordEncoder) -> None:
         self._encoder = encoder
-        self._text = WholeTokens()
+        self._text = WholeTokens(encoder.cuttable)
 
     def add(self, tokens: np.ndarray, entropies: np.ndarray | None = None, last: bool = False) -> np.ndarray:
         """uint16 [p]: lengths of the tokens that are known to have ended; with ``last`` of all that are left.

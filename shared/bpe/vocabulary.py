@@ -94,19 +94,14 @@ class Subwords:
     @property
     def tokens(self) -> list[bytes | None]:
         """The bytes of each id; None for ids that stand for none, as special ones do."""
-        return [self._token(number) if length else None for number, length in enumerate(self.lengths.tolist())]
+        text, starts = self._text.tobytes(), self._starts.tolist()
+        return [text[start : start + size] or None for start, size in zip(starts, self.lengths.tolist())]
 
     @property
     def trained_here(self) -> bool:
         """Whether ids are as those of tokenizers that were trained here: 0 to 3 special, byte b at b + 4."""
         own = np.array_equal(self.byte_ids, np.arange(BYTES) + OFFSET)
         return own and not self.lengths[:OFFSET].any() and bool(self.lengths[OFFSET:].all())
-
-    @property
-    def tokens(self) -> list[bytes | None]:
-        """The bytes of each id; None for special ids."""
-        text, starts = self._text.tobytes(), self._starts.tolist()
-        return [text[start : start + size] or None for start, size in zip(starts, self.lengths.tolist())]
 
     def ids(self, text: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """int32 [P]: the id of each patch of a text, NO_TOKEN where it is no token; a few passes over the bytes.

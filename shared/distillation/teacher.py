@@ -188,7 +188,7 @@ class FlatTeacher:
 
     def _ids(self, document: Iterable[bytes]) -> Iterator[np.ndarray]:
         """int64, the tokens of a document as its text comes, and EOS."""
-        text = WholeTokens()
+        text = WholeTokens(self._encoder.cuttable)
         for part in document:
             yield self._encoder.ids(text.add(part, False)).astype(np.int64)
         yield np.append(self._encoder.ids(text.add(b"", True)).astype(np.int64), EOS)

@@ -16,7 +16,7 @@ from shared.distillation.targets_folder import TargetsIdentity, TeacherIdentity
 from shared.distillation.targets_writer import TargetsWriter, commit_targets
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
-from shared.vocabulary import BOS, EOS, OFFSET
+from shared.vocabulary import BOS, EOS
 from trainer.__main__ import main as trainer
 
 FORM = TargetFormat(top=4)
@@ -30,18 +30,10 @@ STUDENT = {
 }
 
 
-def token_bytes_of(encoder: SubwordEncoder) -> list[bytes | None]:
-    """The bytes of each id; None of special ids."""
-    subwords, found = encoder.subwords, [None] * OFFSET
-    ends = np.cumsum(subwords.lengths[OFFSET:])
-    text = subwords._text.tobytes()
-    return [*found, *(text[end - size : end] for size, end in zip(subwords.lengths[OFFSET:], ends))]
-
-
 def write_random_targets(folder: Path, tokens: Dataset, seed: int = 0, teacher: str = "0" * 64) -> Path:
     """What a teacher of random logits says of a dataset of rule bpe."""
     encoder = SubwordEncoder(tokens.tokenizer)
-    tree, making = TokenTree(token_bytes_of(encoder)), load_making(tokens.tokenizer)
+    tree, making = TokenTree(encoder.subwords.tokens), load_making(tokens.tokenizer)
     entries = []
     for shard in range(tokens.shard_count):
         with TargetsWriter(folder, tokens, shard, FORM) as writer:

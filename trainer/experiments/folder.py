@@ -28,7 +28,7 @@ class Mark(Settings):
 def held(out: Path) -> Iterator[None]:
     """Keep other commands out of an experiment's folder.
 
-    Raises OutputError for one that is in use, or that is not empty and that neither `compare` nor `scaling` has made.
+    Raises OutputError for one that is in use, or that is not empty and that no experiment has made.
     """
     check_folder(out, lambda out: is_claimed(out) or [path.name for path in out.iterdir()] == [LOCK_FILE])
     with locked(out):
@@ -42,7 +42,7 @@ def claim(out: Path) -> None:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether `compare` or `scaling` has made a folder."""
+    """Whether an experiment (`compare`, `scaling`, `adaptation`) has made a folder."""
     try:
         Mark.model_validate_json(read_bounded(folder / EXPERIMENT_NAME))
     except (OSError, ValidationError):

@@ -26,6 +26,8 @@ from shared.io.display.progress import Progress
 from shared.io.files.outputs import Output
 from shared.patching import PatchingSettings
 from shared.patching.sizes import BEGINNING
+from shared.shards.open import open_dataset
+from trainer.data.splits import TRAIN_SPLIT
 from trainer.errors import TrainingError
 from trainer.experiments.entropy_models import entropy_model_folder, make_entropy_models
 from trainer.experiments.folder import claim
@@ -207,6 +209,14 @@ def prepare(request: Request, systems: Iterable[str], line: Progress) -> Prepare
         for step in cutting_steps(name, patching, model, out) if patching.rule != "none" else []:
             _carry_out(step, line)
     return Prepared({name: data_folder(name, patching, out) for name, patching in wanted.items()}, made)
+
+
+def cut_alike(corpus: Path, like: Path, out: Path, line: Progress) -> Path:
+    """A corpus cut as the dataset ``like`` is, with its entropy model and its thresholds, in the folder ``out``."""
+    dataset = open_dataset(like / TRAIN_SPLIT)
+    patching, model = dataset.manifest.identity.patching, dataset.entropy_model
+    _carry_out(Step(out, Preprocess(str(corpus), patching=patching, entropy_model=model), "preprocess"), line)
+    return out
 
 
 def _carry_out(step: Step, line: Progress) -> None:

@@ -1,6 +1,6 @@
 """The parameters of a model by name and shape, without making it; free of torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -14,7 +14,7 @@ from shared.model_settings import (
     SpaceByteSettings,
 )
 from shared.stack_settings import Projection, StackSettings
-from trainer.optim.name_patterns import by_pattern
+from trainer.optim.name_patterns import rate_factors
 from trainer.settings import TrainSettings
 
 Shape = tuple[int, ...]
@@ -33,7 +33,7 @@ def frozen_names(settings: TrainSettings) -> frozenset[str]:
 
     Raises ConfigError when ``optimizer.rates`` names no parameter.
     """
-    factors = by_pattern(parameter_shapes(settings.model), settings.optimizer.rates, "optimizer.rates")
+    factors = rate_factors(parameter_shapes(settings.model), settings.optimizer.rates)
     return frozenset(name for name, factor in factors.items() if not factor)
 
 
@@ -44,6 +44,14 @@ def sizes_by_part(shapes: dict[str, Shape]) -> dict[str, int]:
         part = name.split(".")[0].rstrip("_")
         sizes[part] = sizes.get(part, 0) + prod(shape)
     return sizes
+
+
+def trained_size(shapes: dict[str, Shape], rates: Mapping[str, float]) -> int:
+    """Numbers of parameters that learn: those whose share of the learning rate is not 0.
+
+    Raises ConfigError for a pattern of names that fits none.
+    """
+    return sum(prod(shapes[name]) for name, factor in rate_factors(shapes, rates).items() if factor)
 
 
 def _flat(settings: EntropyModelSettings | FlatSettings | SpaceByteSettings) -> Iterator[tuple[str, Shape]]:

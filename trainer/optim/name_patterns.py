@@ -43,3 +43,8 @@ def specificity(pattern: str) -> tuple[int, int, int]:
     parts = pattern.split(".")
     literal = [part for part in parts if not set(part) & set("*?[")]
     return len(parts), len(literal), sum(character not in "*?" for character in pattern)
+
+
+def rate_factors(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
+    """The share of the learning rate of each parameter; 0: frozen. Raises ConfigError as `by_pattern` does."""
+    return by_pattern(names, rates, "optimizer.rates")

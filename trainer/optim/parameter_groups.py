@@ -1,6 +1,5 @@
 """Which optimizer each parameter has, whether it is decayed, and at which share of the learning rate it learns."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +9,7 @@ from shared.layers.blocks import Linear
 from shared.model_folder.files import Model, build_model
 from shared.models.initialise import without_values
 from trainer.distributed.row_sharded_tables import RowTables, row_tables
-from trainer.optim.name_patterns import by_pattern
+from trainer.optim.name_patterns import by_pattern, rate_factors
 from trainer.settings import OptimizerSettings
 
 FACTOR = "factor"
@@ -43,11 +42,6 @@ def inner_matrices(model: nn.Module) -> dict[str, tuple[int, ...]]:
         for prefix, module in plain.named_modules()
         if isinstance(module, Linear) and prefix.rpartition(".")[2] != "head"
     }
-
-
-def rate_factors(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
-    """The share of the learning rate of each parameter. Raises ConfigError as `by_pattern` does."""
-    return by_pattern(names, rates, "optimizer.rates")
 
 
 def adamw_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from trainer.data.packing.limits import patches_for
 from trainer.data.run_data import RunData, with_length
 from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.estimate import estimate
-from trainer.memory.parameters import frozen_names, parameter_shapes, sizes_by_part
+from trainer.memory.parameters import frozen_names, parameter_shapes, sizes_by_part, trained_size
 from trainer.memory.parts import Memory
 from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
 from trainer.planning.teacher import TeacherPlan, TokenModel, plan_teacher, teacher_of
@@ -78,6 +78,8 @@ class Plan:
     """P_max, the largest of all phases; 0 without patches."""
     parameters: dict[str, int]
     """By part of the model."""
+    trained: int
+    """Parameters that learn: all but the frozen ones."""
     memory: Memory
     """Of one rank."""
     forward: dict[str, float]
@@ -159,7 +161,7 @@ def make_plan(settings: TrainSettings) -> Plan:
     """
     model, options = settings.model, settings.plan
     check_ranks(settings)
-    data = RunData.of(settings)
+    data, shapes = RunData.of(settings), parameter_shapes(model)
     if data.exists:
         settings = with_length(settings, data)
     elif settings.run.steps is None and settings.run.bytes is None:
@@ -188,7 +190,8 @@ def make_plan(settings: TrainSettings) -> Plan:
         bytes=run.bytes,
         patch_size=parts[-1][1],
         patches=most_patches,
-        parameters=sizes_by_part(parameter_shapes(model)),
+        parameters=sizes_by_part(shapes),
+        trained=trained_size(shapes, settings.optimizer.rates),
         memory=estimate(settings, options.ranks, most_patches, tiled, _embedding_bytes(settings, teacher)),
         forward={part: _mean(run.shares, [cost.forward[part] for cost in run.costs]) for part in run.costs[0].forward},
         training=_mean(run.shares, [cost.training for cost in run.costs]),

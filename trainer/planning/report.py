@@ -45,7 +45,10 @@ def _wrapped(label: str, text: str) -> str:
 
 def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
     data = plan.settings.data
-    yield "parameters", f"{amount(sum(plan.parameters.values()))}: {listed(plan.parameters)}"
+    whole = sum(plan.parameters.values())
+    yield "parameters", f"{amount(whole)}: {listed(plan.parameters)}"
+    if plan.trained < whole:
+        yield "", f"trains {amount(plan.trained)} of them, {plan.trained / whole:.1%}"
     packs = f"{counted(data.packs, 'pack')} of {data.tokens:,} bytes"
     if plan.phases:
         packs += ", with patches by phase"

@@ -166,13 +166,16 @@ def before_decay(settings: TrainSettings) -> Callable[[TrainState], bool] | None
 
 def opening(job: Job, resumed: Path | None) -> str:
     """What this run is, in one line."""
-    parameters = quantity(sum(parameter.numel() for parameter in job.model.parameters())).rstrip()
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in job.model.parameters()]
+    whole, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    share = f", {trained / whole:.1%} of them trained" if trained < whole else ""
+    parameters = f"{quantity(whole).rstrip()} parameters{share}"
     world, settings = job.world, job.settings
     origin = settings.start.model and origin_of(settings.start.model).folder
     begin = f"starting from {origin}" if origin else "from the beginning"
     start = f"going on after step {job.state.step} ({resumed})" if resumed else begin
     ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
-    return f"{settings.model.kind} model, {parameters} parameters, {settings.run.dtype}, {ranks}, {start}"
+    return f"{settings.model.kind} model, {parameters}, {settings.run.dtype}, {ranks}, {start}"
 
 
 def export(job: Job, identity: RunIdentity) -> None:

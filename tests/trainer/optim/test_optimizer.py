@@ -10,8 +10,9 @@ from helpers.tiny_runs import tiny_settings
 from shared.errors import ConfigError
 from shared.models.blt import Blt
 from shared.models.initialise import initialise
+from trainer.optim.name_patterns import rate_factors
 from trainer.optim.optimizer import build_optimizer, set_rate
-from trainer.optim.parameter_groups import adamw_groups, decayed_names, rate_factors
+from trainer.optim.parameter_groups import adamw_groups, decayed_names
 from trainer.optim.train_step import clip, part_of
 from trainer.settings import OptimizerSettings
 

@@ -292,6 +292,18 @@ def test_time_is_useful_flops_over_what_the_devices_reach():
     assert plan.executed > plan.training
 
 
+def test_a_plan_says_what_share_is_trained_and_leaves_out_what_is_frozen():
+    whole = make_plan(recipe("plain"))
+    part = make_plan(recipe("plain", optimizer={"rates": {"global_": 0, "ngrams": 0}}))
+    assert part.trained == part.parameters["encoder"] + part.parameters["decoder"] < whole.trained
+    assert f"of them, {part.trained / whole.trained:.1%}" in report(part)
+    assert "trains" not in report(whole)
+    assert part.training < whole.training
+    assert part.executed < whole.executed
+    with pytest.raises(ConfigError, match=r"optimizer\.rates"):
+        make_plan(recipe("plain", optimizer={"rates": {"globa": 0}}))
+
+
 def test_a_rank_that_does_not_fit_is_one_line_of_warning():
     big = {"width": 16384, "layers": 40, "heads": 128}
     settings = recipe("plain", plan={"device": "RTX-4090"})

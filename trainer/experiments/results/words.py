@@ -118,11 +118,12 @@ def sentence(found: Comparison, documents: int) -> str:
     ``documents``: how many the validation split holds.
     """
     seeds, level = len(found.differences), f"{found.confidence:.0%}"
-    over_seeds = f"{level} interval over {seeds} seeds {_interval(found.low, found.high)}" if seeds > 1 else "one seed"
-    few = "; too few to say much" if documents < FEW_DOCUMENTS else ""
-    over_documents = (
-        f"over {documents:,} document{'s' * (documents != 1)} {_interval(found.document_low, found.document_high)}{few}"
+    over_seeds = (
+        f"{level} interval over {seeds} seeds {interval_text(found.low, found.high)}" if seeds > 1 else "one seed"
     )
+    few = "; too few to say much" if documents < FEW_DOCUMENTS else ""
+    ends = interval_text(found.document_low, found.document_high)
+    over_documents = f"over {documents:,} document{'s' * (documents != 1)} {ends}{few}"
     if len(found.processors) > 1:
         over_documents += f"; on several processors: {', '.join(found.processors)}"
     return one_line(
@@ -131,7 +132,8 @@ def sentence(found: Comparison, documents: int) -> str:
     )
 
 
-def _interval(low: float | None, high: float | None) -> str:
+def interval_text(low: float | None, high: float | None) -> str:
+    """Both ends of an interval."""
     return "unknown" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
 
 
