@@ -42,6 +42,7 @@ CONFIG = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
     "rope_scaling": {"rope_type": "longrope"},
@@ -128,6 +129,7 @@ def test_a_teacher_is_known_from_its_config_alone(config: Path, tmp_path: Path) 
         block = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64
         assert model.parameters == 3 * block + 64 + 1000 * 64
         assert model.embedding_bytes == 2 * 1000 * 64
+        assert model.context == 512
     ours = tmp_path / "ours"
     ours.mkdir()
     settings = flat_settings(vocabulary=1000)
