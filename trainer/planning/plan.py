@@ -179,7 +179,10 @@ def make_plan(settings: TrainSettings) -> Plan:
         run = _planned_run(settings, data, tiled)
     else:
         run = _full_packs(settings, parts, tiled)
-    found_by_a_model = not data.exists or data.train_manifest.identity.entropy_model is not None
+    # Where nothing is there, a student's patches are taken to be tokens.
+    found_by_a_model = settings.distillation is None
+    if data.exists:
+        found_by_a_model = data.train_manifest.identity.entropy_model is not None
     own, teacher = _entropy_model(data), teacher_of(settings)
     if isinstance(model, BltSettings) and found_by_a_model and not isinstance(own, CountsSettings):
         entropy_model = own or PUBLISHED_ENTROPY_MODEL

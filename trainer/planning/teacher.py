@@ -21,7 +21,7 @@ from trainer.settings import TrainSettings
 DTYPE = "float32"
 """What a teacher computes in."""
 CONTEXT = 1024
-"""Tokens of a window of a teacher that sees whole documents, as `python -m pipeline targets` takes them."""
+"""Tokens of a window, as `python -m pipeline targets` takes them where nothing else is said."""
 WIDTHS = {"float16": 2, "float32": 4}
 """Bytes of a logarithm."""
 SYMBOL = 2
@@ -38,6 +38,8 @@ class TokenModel:
     """What it computes, as a model of ours."""
     tied: bool
     """Whether its embedding is its head, too."""
+    context: int
+    """Tokens of a window, where nothing else is asked for."""
     width: int = 4
     """Bytes of one of its numbers."""
 
@@ -132,7 +134,7 @@ def _of_text(settings: TrainSettings, data: RunData, model: TokenModel, text: in
     else:
         whole = settings.data.tokens
         documents = -(-text // min(settings.plan.document_bytes or whole, whole))
-    length, context = text / documents, planned.context or model.settings.window or CONTEXT
+    length, context = text / documents, planned.context or model.context
     windows = window_lengths(round(length / (planned.token_bytes or token_bytes)) + 1, context)
     return TeacherPlan(
         model=model,
@@ -151,6 +153,7 @@ class _Around(BaseModel):
 
     vocab_size: int = Field(ge=VOCABULARY_SIZE, le=MOST_IDS)
     tie_word_embeddings: bool | None = None
+    max_position_embeddings: int | None = Field(default=None, ge=2)
     dtype: str | None = None
     torch_dtype: str | None = None
     """What old folders call dtype."""
@@ -184,7 +187,7 @@ def token_model(path: Path) -> TokenModel:
         settings = stored_settings(file.parent)
         if not isinstance(settings, FlatSettings):
             raise ModelFileError(f"{file} is of a model of kind {settings.kind!r}; a teacher is one of kind 'flat'")
-        return TokenModel("a flat model", settings, tied=False)
+        return TokenModel("a flat model", settings, tied=False, context=max(CONTEXT, 2 * (settings.window or 0)))
     with refused_as(InteropError, f"{file}: "):
         around = _Around.model_validate(values)
     try:
@@ -193,7 +196,8 @@ def token_model(path: Path) -> TokenModel:
     except InteropError as error:
         raise InteropError(f"{file}: {error}") from None
     settings = FlatSettings(**stack.model_dump(), vocabulary=around.vocab_size)
-    return TokenModel(name, settings, bool(around.tie_word_embeddings), around.width)
+    context = min(around.max_position_embeddings or CONTEXT, CONTEXT)
+    return TokenModel(name, settings, bool(around.tie_word_embeddings), context, around.width)
 
 
 def window_lengths(tokens: int, context: int) -> list[int]:

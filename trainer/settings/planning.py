@@ -19,7 +19,7 @@ class TargetsPlanSettings(Section):
     dtype: Literal["float16", "float32"] = "float16"
     """Of logarithms."""
     context: Annotated[int, Unit("tokens")] | None = Field(default=None, ge=2, le=LONGEST_WINDOW)
-    """Of a window of a long document; None: the teacher's own window, or 1024."""
+    """Of a window of a long document; None: 1024, as the command takes them."""
     token_bytes: Annotated[float, Unit("bytes")] | None = Field(default=None, ge=1, le=LONGEST_PATCH)
     """Mean length of the teacher's tokens; None: that of a patch."""
 

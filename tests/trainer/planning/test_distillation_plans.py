@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from shared.distillation.stored_targets import TargetFormat
 from shared.distillation.targets_folder import load_targets, tensors_of
+from shared.distillation.teacher import CONTEXT as TEACHERS_CONTEXT
+from shared.distillation.teacher import windows
 from shared.layers.batch import Batch
 from shared.model_folder.files import build_model
 from shared.models.flops import forward_flops, useful_workload
@@ -28,7 +30,7 @@ from trainer.optim.distillation import Distillation, TeacherEmbedding
 from trainer.optim.parameter_groups import freeze
 from trainer.planning.plan import load_plan
 from trainer.planning.report import report
-from trainer.planning.teacher import bytes_of_targets, token_model, window_lengths
+from trainer.planning.teacher import CONTEXT, bytes_of_targets, token_model, window_lengths
 from trainer.settings.planning import TargetsPlanSettings
 
 FROZEN = {"lr": 1e-3, "rates": {"global_": 0, "ngrams": 0}}
@@ -40,6 +42,7 @@ CONFIG = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
     "rope_scaling": {"rope_type": "longrope"},
@@ -90,28 +93,33 @@ def kept(batch: Batch, model: nn.Module, distillation: Distillation) -> int:
     return sum(found.values())
 
 
-@pytest.mark.parametrize("weights", [{}, {"embedding": 0}, {"probabilities": 0}], ids=str)
-@pytest.mark.parametrize(
-    "rates", [{}, {"global_": 0, "ngrams": 0}, {"*.blocks.*.down": 0, "*.blocks.0.qkv": 0}], ids=str
-)
-def test_what_a_distillation_keeps_is_within_three_percent(data: Path, weights: dict, rates: dict) -> None:
+def kept_and_planned(data: Path, weights: dict, rates: dict) -> tuple[int, int]:
+    """The same of a student, and what the plan has for it."""
     wide = {"width": 128, "layers": 3, "heads": 4, "feed_forward": 256}
-    settings = tiny_settings(data, Path("out"))
-    model = settings.model.model_dump(by_alias=True) | {"global": wide}
+    model = tiny_settings(data, Path("out")).model.model_dump(by_alias=True) | {"global": wide}
     given = {"optimizer": {"lr": 1e-3, "rates": rates}, "model": model, "data": {"tokens": 2048}}
     settings = tiny_settings(data, Path("out"), distillation={"targets": "x", "teacher": "y"} | weights, **given)
     train = open_dataset(data / "train")
-    top = settings.plan.targets.top
-    batch = taught(
-        next(iter(PackLoader(train, pack_limits(train.manifest, 2048), 1))).batch.to(torch.device("cpu")), top
-    )
+    pack = next(iter(PackLoader(train, pack_limits(train.manifest, 2048), 1)))
+    batch = taught(pack.batch.to(torch.device("cpu")), settings.plan.targets.top)
     student = build_model(settings.model)
     freeze(student, settings.optimizer)
     embedding = TeacherEmbedding(torch.ones(300, 128), 1) if settings.distillation.embedding else None
-    pack = Pass(len(batch.ids), batch.patches.count, 4, tiled=True, strip_patches=STRIP // 4 + 1)
-    planned = kept_activations(settings.model, pack, frozen=frozen_names(settings))
-    planned += kept_by_distillation(settings, pack) + logits_bytes(pack.tokens, 260)
-    assert kept(batch, student, Distillation(settings.distillation, embedding)) == pytest.approx(planned, rel=0.03)
+    full = Pass(len(batch.ids), batch.patches.count, 4, tiled=True, strip_patches=STRIP // 4 + 1)
+    planned = kept_activations(settings.model, full, frozen=frozen_names(settings))
+    planned += kept_by_distillation(settings, full) + logits_bytes(full.tokens, 260)
+    return kept(batch, student, Distillation(settings.distillation, embedding)), planned
+
+
+@pytest.mark.parametrize(
+    "rates", [{}, {"global_": 0, "ngrams": 0}, {"*.blocks.*.down": 0, "*.blocks.0.qkv": 0}], ids=str
+)
+def test_what_a_distillation_keeps_is_within_three_percent(data: Path, rates: dict) -> None:
+    found, planned = kept_and_planned(data, {}, rates)
+    assert found == pytest.approx(planned, rel=0.03)
+    for term in ("embedding", "probabilities"):  # each beside the other
+        without, planned_without = kept_and_planned(data, {term: 0}, rates)
+        assert found - without == pytest.approx(planned - planned_without, rel=0.05), term
 
 
 def test_a_teacher_is_known_from_its_config_alone(config: Path, tmp_path: Path) -> None:
@@ -121,6 +129,7 @@ def test_a_teacher_is_known_from_its_config_alone(config: Path, tmp_path: Path) 
         block = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64
         assert model.parameters == 3 * block + 64 + 1000 * 64
         assert model.embedding_bytes == 2 * 1000 * 64
+        assert model.context == 512
     ours = tmp_path / "ours"
     ours.mkdir()
     settings = flat_settings(vocabulary=1000)
@@ -128,16 +137,12 @@ def test_a_teacher_is_known_from_its_config_alone(config: Path, tmp_path: Path) 
     assert token_model(ours).settings == settings
 
 
-@pytest.mark.parametrize(("tokens", "context"), [(1, 8), (7, 8), (8, 8), (9, 8), (12, 8), (13, 8), (60, 7), (3, 2)])
-def test_windows_overlap_by_half(tokens: int, context: int) -> None:
-    """Each token is predicted once, and from half a context where there is one before it."""
-    found, known, begin = window_lengths(tokens, context), 0, 0
-    for length in found:
-        assert length <= context
-        assert begin + length > known
-        assert min(known, context - context // 2) <= known - begin
-        known, begin = begin + length, begin + context // 2
-    assert known == tokens
+def test_windows_are_those_of_the_teacher() -> None:
+    for context in (2, 7, 8):
+        for tokens in range(1, 40):
+            found = windows([np.arange(tokens)], context)
+            assert window_lengths(tokens, context) == [len(window.ids) for window in found], (tokens, context)
+    assert CONTEXT == TEACHERS_CONTEXT
 
 
 def distilling(data: Path, out: Path, config: Path, **sections: dict) -> list[str]:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from helpers.pack_examples import make_dataset
 from helpers.recipe_comments import RECIPES, with_comment
+from helpers.target_examples import write_targets
 from helpers.tiny_runs import NONE, STATIC, metric_lines, tiny_data
 
 from shared.patching.lengths import patch_lengths
 from shared.shards.document import Row
+from shared.shards.open import open_dataset
 from shared.text.chat import ANSWERING, END, ROLES, Turn, chat_body
 from trainer.main import main
 from trainer.planning.plan import Plan, load_plan
@@ -88,10 +90,14 @@ def test_a_recipe_fits_on_its_devices(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_trains_a_few_steps(recipe, data, tmp_path):
-    kind = "chat" if recipe.stem == "blt-chat" else planned(recipe.stem).settings.model.kind
+    settings = planned(recipe.stem).settings
+    kind = "chat" if recipe.stem == "blt-chat" else settings.model.kind
     small = SMALL_STEP | SMALL_RANKS | SMALL_MODELS[kind] | {"data.path": data[kind], "run.out": tmp_path / "run"}
+    if settings.distillation:
+        write_targets(tmp_path / "targets" / "train", open_dataset(data[kind] / "train"))
+        small |= {"distillation.targets": tmp_path / "targets", "distillation.embedding": 0}
     assert main([str(recipe), *(f"--{key}={value}" for key, value in small.items())]) == 0
-    (*_, last) = (line for line in metric_lines(tmp_path / "run") if "loss" in line)
+    (*_, last) = (line for line in metric_lines(tmp_path / "run") if {"loss", "distillation_loss"} & line.keys())
     assert last["step"] >= 2
     assert math.isfinite(last["loss"])
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
