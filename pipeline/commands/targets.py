@@ -5,8 +5,9 @@ Example:
 
 For each byte of the text, and for the end of each document, the most probable symbols with the logarithms of their
 probabilities, that of the token ending there, and what all others have together. They depend on the text alone: the
-same folder serves every recut of the dataset. The teacher is a flat model over byte-pair tokens. A stopped command goes
-on where it was; OUT appears when it is complete.
+same folder serves every recut of the dataset. The teacher is a flat model over byte-pair tokens that was trained here,
+or a folder of transformers with a Llama, Qwen, OLMo, Mistral or SmolLM and its tokenizer.json. A stopped command goes on
+where it was; OUT appears when it is complete.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
     group = parser.add_argument_group("teacher")
     described: dict[str, tuple[str | None, str]] = {
-        "teacher": ("MODEL", "its model folder, or the finished run that trained it"),
+        "teacher": ("MODEL", "its model folder, the finished run that trained it, or a folder of transformers"),
         "tokenizer": ("FOLDER", "of its tokens (default: that of its folder)"),
         "context": (
             "TOKENS",
