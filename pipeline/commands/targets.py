@@ -6,8 +6,8 @@ Example:
 For each byte of the text, and for the end of each document, the most probable symbols with the logarithms of their
 probabilities, that of the token ending there, and what all others have together. They depend on the text alone: the
 same folder serves every recut of the dataset. The teacher is a flat model over byte-pair tokens that was trained here,
-or a folder of transformers with a Llama, Qwen, OLMo, Mistral or SmolLM and its tokenizer.json. A stopped command goes on
-where it was; OUT appears when it is complete.
+or a folder of transformers with a Llama, Qwen, OLMo, Mistral or SmolLM and its tokenizer.json. A stopped command goes
+on where it was; OUT appears when it is complete.
 """
 
 import argparse
