@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.distillation_examples import study_folder
 from helpers.model_folders import entropy_model_folder
 from helpers.pipeline_helpers import command, some_records, write_jsonl
 
@@ -15,6 +16,7 @@ SMALLEST = {
     "chaos": "1 0.3",
     "corpus_scale": "1000 --runs 1 --of-a-shard 256",
     "counts": "--megabytes 0.3 --memory 384 --scored 20000 --distinct",
+    "distillation": "{study} --bytes 12000 --first 4000 --seeds 0 1",
     "faults": "1",
     "generation": "--threads 1 --rounds 1 --bytes 8 --prompts 256",
     "in_sample": "{dataset} --folds 2 --least 1",
@@ -58,6 +60,8 @@ def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     arguments = SMALLEST[name]
     if "{dataset}" in arguments:
         arguments = arguments.format(dataset=scored(tmp_path))
+    if "{study}" in arguments:
+        arguments = arguments.format(study=study_folder(tmp_path / "study"))
     line = [sys.executable, str(FOLDER / f"bench_{name}.py"), *arguments.split()]
     variables = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(line, cwd=FOLDER.parents[1], env=variables, capture_output=True, text=True)

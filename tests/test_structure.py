@@ -33,6 +33,7 @@ EXCEPTIONS = {
     "trainer.distributed.float8": "a feature that one key turns on",
     "trainer.distributed.loopback": "replaces a part of torch, for the launcher alone",
     "trainer.distributed.matrix_exchange": "what ranks send; the rest of Muon is arithmetic",
+    "trainer.experiments.adaptation.scoring": "what a model scores: apart from which runs there are",
     "trainer.experiments.page.texts": "a section of the page, as its neighbours are",
     "trainer.experiments.rates": "short runs before the others, which one table of systems.toml turns on",
     "trainer.experiments.scoring": "imports torch, which the process that starts runs does without",

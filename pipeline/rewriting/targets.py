@@ -17,8 +17,9 @@ from shared.distillation.byte_targets import TokenTree
 from shared.distillation.stored_targets import TargetFormat, stored_targets
 from shared.distillation.targets_folder import DTYPES, ShardTargets, TargetsIdentity, tensors_of
 from shared.distillation.targets_writer import TargetsWriter, commit_targets
-from shared.distillation.teacher import Teacher, open_teacher
+from shared.distillation.teacher import Teacher
 from shared.errors import IdentityError
+from shared.interop.token_teacher import open_teacher
 from shared.io.display.quantities import counted, quantity
 from shared.shards.content import with_last
 from shared.shards.dataset import Dataset

@@ -8,20 +8,18 @@ from typing import Any
 
 from pipeline.rewriting.dataset_rows import shard_documents
 from pipeline.settings import PipelineError
-from shared.bpe.encoder import SubwordEncoder, import_tokenizers, pieces_of, stretches_of
-from shared.bpe.folder import MADE_BY_FILE, MOST_BYTES, TOKENIZER_FILE, TokenizerMaking, load_making
-from shared.bpe.imported import imported_tokenizer
+from shared.bpe.encoder import import_tokenizers, pieces_of, stretches_of
+from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE, TokenizerMaking, load_making
+from shared.bpe.imported import read_tokenizer, write_imported
 from shared.bpe.vocabulary import byte_symbols, load_subwords
-from shared.errors import DatasetError, IdentityError
+from shared.errors import IdentityError
 from shared.io.display.progress import ByteProgress
 from shared.io.files.atomic import write_atomic
 from shared.io.files.digests import file_sha256
-from shared.io.files.json_reader import parse_json, read_bounded
 from shared.io.files.outputs import check_folder
 from shared.io.files.scratch import scratch
 from shared.io.stores.lease import leased
 from shared.io.stores.store import Store, UrlStore, probe, publish_files
-from shared.settings import refused_as
 from shared.shards.dataset import Dataset
 from shared.shards.open import find_datasets, open_dataset
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE
@@ -60,12 +58,7 @@ def import_tokenizer(source: Path, out: Path | str) -> tuple[TokenizerMaking, bo
     Returns what made it, and whether that was done now: False if the folder held it already. Raises DatasetError with
     the reason when it cannot be taken over, TokenizersMissing, and IdentityError when the folder holds another one.
     """
-    path = source / TOKENIZER_FILE if source.is_dir() else source
-    try:
-        content = read_bounded(path, MOST_BYTES)
-    except OSError as error:
-        why = error.strerror or error
-        raise DatasetError(f"{path} cannot be read ({why}); give the folder of a model that has it") from None
+    path, content = read_tokenizer(source)
     digest = sha256(content).hexdigest()
 
     def check(making: TokenizerMaking) -> None:
@@ -161,57 +154,6 @@ def in_our_order(library: Any, model: dict[str, Any]) -> Any:
     merged = [token for token in sorted(model["vocab"], key=model["vocab"].__getitem__) if token not in symbols]
     vocabulary = symbols | {token: number for number, token in enumerate(merged, VOCABULARY_SIZE)}
     return library.models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in model["merges"]])
-
-
-def write_imported(path: Path, source: bytes, out: Path) -> TokenizerMaking:
-    """Write the folder of a tokenizer of another model, what made it last; nothing where it cannot be taken over.
-
-    ``source``: the content of its tokenizer.json at ``path``. Raises DatasetError with the reason, TokenizersMissing.
-    """
-    library = import_tokenizers()
-    try:
-        values = parse_json(source, finite=False)
-        with refused_as(DatasetError, f"{path}: "):
-            imported = imported_tokenizer(values)
-    except DatasetError:
-        raise
-    except ValueError as error:
-        raise DatasetError(f"{path}: {error}") from None
-    content = json.dumps(imported.content, ensure_ascii=False, indent=1) + "\n"
-    with scratch("tokenizer") as folder:
-        write_atomic(folder / TOKENIZER_FILE, content)
-        try:
-            encoder = SubwordEncoder(folder)
-            _check_added(encoder, imported.content["added_tokens"])
-        except DatasetError as error:
-            raise DatasetError(str(error).replace(str(folder / TOKENIZER_FILE), str(path))) from None
-    write_atomic(out / TOKENIZER_FILE, content)
-    making = TokenizerMaking(
-        imported_from=sha256(source).hexdigest(),
-        left_out=imported.left_out,
-        vocabulary=encoder.subwords.vocabulary,
-        longest=int(encoder.subwords.lengths.max()),
-        sha256=file_sha256(out / TOKENIZER_FILE),
-        library=library.__version__,
-    )
-    write_atomic(out / MADE_BY_FILE, making.model_dump_json(indent=1) + "\n")
-    return making
-
-
-def _check_added(encoder: SubwordEncoder, added: list[dict[str, Any]]) -> None:
-    """Raise DatasetError unless the library gives added tokens the ids that the file says, special ones never in texts.
-
-    It counts these ids itself: where there are gaps, others than are said.
-    """
-    for token in added:
-        number, name = token["id"], token["content"]
-        if (found := encoder.library.token_to_id(name)) != number:
-            raise DatasetError(
-                f"{encoder.path}: the added token {name!r} has the id {number}, the library gives {found}"
-            )
-        ids = encoder.ids(name.encode()).tolist()
-        if not token["special"] and ids != [number]:
-            raise DatasetError(f"{encoder.path}: the added token {name!r} is not found in its own text")
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:

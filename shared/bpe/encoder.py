@@ -126,9 +126,8 @@ class SubwordEncoder:
 class WholeTokens:
     """The text of one document as it arrives, handed on up to where its tokens are certain to end."""
 
-    def __init__(self, cuttable: bool) -> None:
-        """``cuttable`` as `SubwordEncoder` has it; else a document is handed on whole."""
-        self._held, self._cuttable = bytearray(), cuttable
+    def __init__(self, encoder: SubwordEncoder) -> None:
+        self._cuttable, self._held = encoder.cuttable, bytearray()
 
     def add(self, text: bytes, last: bool) -> bytes:
         """What can be encoded now that ``text`` has come; with ``last`` all that is left."""
@@ -155,7 +154,7 @@ class ChunkedSubwords:
 
     def __init__(self, encoder: SubwordEncoder) -> None:
         self._encoder = encoder
-        self._text = WholeTokens(encoder.cuttable)
+        self._text = WholeTokens(encoder)
 
     def add(self, tokens: np.ndarray, entropies: np.ndarray | None = None, last: bool = False) -> np.ndarray:
         """uint16 [p]: lengths of the tokens that are known to have ended; with ``last`` of all that are left.

@@ -5,15 +5,26 @@ that are no tokens, as SentencePiece makes it (Llama 2, Mistral). Patches are a 
 tokenizer does to a text before it cuts it, and puts around it, is left out, and said.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.bpe.cutting import steps_of
+from shared.bpe.encoder import SubwordEncoder, import_tokenizers
+from shared.bpe.folder import MADE_BY_FILE, MOST_BYTES, TOKENIZER_FILE, TokenizerMaking
 from shared.bpe.vocabulary import SPACE_MARK
+from shared.errors import DatasetError
+from shared.io.files.atomic import write_atomic
+from shared.io.files.digests import file_sha256, in_short
+from shared.io.files.json_reader import parse_json, read_bounded
+from shared.io.files.scratch import scratch
 from shared.model_settings import MOST_IDS
+from shared.settings import refused_as
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
@@ -91,11 +102,15 @@ def imported_tokenizer(source: Mapping[str, Any]) -> ImportedTokenizer:
         raise ValueError("it is not byte-level: its pre-tokenizer has no step ByteLevel, its model no byte_fallback")
     if by_characters and not normalizers and not pre_tokenizers:
         raise ValueError("it has byte_fallback, but neither a normalizer nor a pre-tokenizer that marks spaces")
+    added = [_added(token, by_characters) for token in file.added_tokens]
+    unlike = [repr(token.content) for token, made in zip(file.added_tokens, added) if made["special"] > token.special]
+    if unlike:
+        left_out.append(f"added tokens that take more of a text than their own: {in_short(unlike, ', ')}")
     content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(token, by_characters, left_out) for token in file.added_tokens],
+        "added_tokens": added,
         "normalizer": normalizers[0] if normalizers else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers} if pre_tokenizers else None,
         "post_processor": None,
@@ -152,12 +167,10 @@ def _pre_tokenizers(
             raise ValueError(f"its pre-tokenizer {step.type} is not one of those whose words are a text's own bytes")
 
 
-def _added(token: _Added, by_characters: bool, left_out: list[str]) -> dict[str, Any]:
+def _added(token: _Added, by_characters: bool) -> dict[str, Any]:
     """A token that is found in a text before it is cut; one that takes more of it than its bytes is not looked for."""
     depends = token.lstrip or token.rstrip or token.single_word
     unlike = depends or not token.content or (by_characters and SPACE_MARK in token.content)
-    if unlike and not token.special:
-        left_out.append(f"added token {token.content!r}: not found in texts")
     return {
         "id": token.id,
         "content": token.content,
@@ -167,3 +180,67 @@ def _added(token: _Added, by_characters: bool, left_out: list[str]) -> dict[str,
         "normalized": token.normalized,
         "special": token.special or unlike,
     }
+
+
+# ---- Its folder.
+
+
+def read_tokenizer(source: Path) -> tuple[Path, bytes]:
+    """The tokenizer.json of a model's folder, or the file itself: where it is, and its content. Raises DatasetError."""
+    path = source / TOKENIZER_FILE if source.is_dir() else source
+    try:
+        return path, read_bounded(path, MOST_BYTES)
+    except OSError as error:
+        why = error.strerror or error
+        raise DatasetError(f"{path} cannot be read ({why}); give the folder of a model that has it") from None
+
+
+def write_imported(path: Path, source: bytes, out: Path) -> TokenizerMaking:
+    """Write the folder of a tokenizer of another model, what made it last; nothing where it cannot be taken over.
+
+    ``source``: the content of its tokenizer.json at ``path``. Raises DatasetError with the reason, TokenizersMissing.
+    """
+    library = import_tokenizers()
+    try:
+        values = parse_json(source, finite=False)
+        with refused_as(DatasetError, f"{path}: "):
+            imported = imported_tokenizer(values)
+    except DatasetError:
+        raise
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from None
+    content = json.dumps(imported.content, ensure_ascii=False, indent=1) + "\n"
+    with scratch("tokenizer") as folder:
+        write_atomic(folder / TOKENIZER_FILE, content)
+        try:
+            encoder = SubwordEncoder(folder)
+            _check_added(encoder, imported.content["added_tokens"])
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(str(folder / TOKENIZER_FILE), str(path))) from None
+    write_atomic(out / TOKENIZER_FILE, content)
+    making = TokenizerMaking(
+        imported_from=sha256(source).hexdigest(),
+        left_out=imported.left_out,
+        vocabulary=encoder.subwords.vocabulary,
+        longest=int(encoder.subwords.lengths.max()),
+        sha256=file_sha256(out / TOKENIZER_FILE),
+        library=library.__version__,
+    )
+    write_atomic(out / MADE_BY_FILE, making.model_dump_json(indent=1) + "\n")
+    return making
+
+
+def _check_added(encoder: SubwordEncoder, added: list[dict[str, Any]]) -> None:
+    """Raise DatasetError unless the library gives added tokens the ids that the file says, special ones never in texts.
+
+    It counts these ids itself: where there are gaps, others than are said.
+    """
+    for token in added:
+        number, name = token["id"], token["content"]
+        if (found := encoder.library.token_to_id(name)) != number:
+            raise DatasetError(
+                f"{encoder.path}: the added token {name!r} has the id {number}, the library gives {found}"
+            )
+        ids = encoder.ids(name.encode()).tolist()
+        if not token["special"] and ids != [number]:
+            raise DatasetError(f"{encoder.path}: the added token {name!r} is not found in its own text")

@@ -26,7 +26,7 @@ from shared.io.files.path_kinds import model_folder_at
 from shared.layers.batch import segments
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import TOKENIZER_FOLDER, load_settings, model_sha256
-from shared.model_settings import AnyModelSettings, FlatSettings
+from shared.model_settings import FlatSettings
 from shared.models.flops import forward_flops, useful_workload
 from shared.models.transformer import FlatTransformer
 from shared.shards.manifest import NumericsClass
@@ -110,7 +110,103 @@ def windows(chunks: Iterable[np.ndarray], context: int) -> Iterator[Window]:
         yield Window(begins, held, known)
 
 
-class FlatTeacher:
+@dataclass(frozen=True)
+class Frame:
+    """The ids that a model reads around a text."""
+
+    begin: int
+    """Before the first token of a document."""
+    inside: int
+    """Before the first token of a window that begins inside one."""
+    end: int
+    """Behind the last token of a document."""
+
+
+class TokenTeacher:
+    """A model of Llama's shape over the tokens of a tokenizer; it computes in fp32."""
+
+    def __init__(
+        self, model: FlatTransformer, encoder: SubwordEncoder, frame: Frame, identity: TeacherIdentity
+    ) -> None:
+        settings = model.settings
+        assert isinstance(settings, FlatSettings)
+        self._settings, self._encoder, self._frame = settings, encoder, frame
+        self._model = model.requires_grad_(False)
+        self.device = model.embedding.weight.device
+        self.identity = identity
+        self.numerics = self._found_numerics()
+
+    @cached_property
+    def tokens(self) -> Sequence[bytes | None]:
+        """[V], the bytes of each id; ids that the tokenizer does not have have none."""
+        found = self._encoder.subwords.tokens[: self.identity.vocabulary]
+        return [*found, *[None] * (self.identity.vocabulary - len(found))]
+
+    @property
+    def special_ids(self) -> Sequence[int | None]:
+        """The end of a document is ours; of other special ids a student knows nothing."""
+        none = (number for number, token in enumerate(self.tokens) if token is None)
+        return [EOS if number == self._frame.end else None for number in none]
+
+    def predictions(self, documents: Iterable[Iterable[bytes]]) -> Iterator[Predictions]:
+        together = max(self.identity.context, min(TOGETHER, MOST_LOGITS // self.identity.vocabulary))
+        held, size = list[Window](), 0
+        for window in self._windows(documents):
+            if held and size + len(window.ids) > together:
+                yield self._computed(held)
+                held, size = [], 0
+            held.append(window)
+            size += len(window.ids)
+        if held:
+            yield self._computed(held)
+
+    def window_lengths(self, documents: Iterable[Iterable[bytes]]) -> Iterator[int]:
+        return (len(window.ids) for window in self._windows(documents))
+
+    def flops(self, lengths: Sequence[int]) -> float:
+        return float(forward_flops(self._settings, useful_workload(self._settings, lengths)).total)
+
+    def _windows(self, documents: Iterable[Iterable[bytes]]) -> Iterator[Window]:
+        for document in documents:
+            yield from windows(self._ids(document), self.identity.context)
+
+    def _ids(self, document: Iterable[bytes]) -> Iterator[np.ndarray]:
+        """int64, the tokens of a document as its text comes, and what ends it."""
+        text = WholeTokens(self._encoder)
+        for part in document:
+            yield self._encoder.ids(text.add(part, False)).astype(np.int64)
+        yield np.append(self._encoder.ids(text.add(b"", True)).astype(np.int64), self._frame.end)
+
+    def _computed(self, held: Sequence[Window]) -> Predictions:
+        """What the model says of the tokens of some windows that were not known before."""
+        frame, lengths = self._frame, [len(window.ids) for window in held]
+        before = [[frame.begin if window.begins else frame.inside] for window in held]
+        inputs = [part for first, window in zip(before, held) for part in (first, window.ids[:-1])]
+        asked = np.concatenate([np.arange(len(window.ids)) >= window.known for window in held])
+        with torch.inference_mode():
+            ids = torch.from_numpy(np.concatenate(inputs)).to(self.device)
+            logits = self._model(ids, segments(lengths).to(self.device))
+            found = logits[torch.from_numpy(asked).to(self.device)]
+        return Predictions(found, np.concatenate([window.ids for window in held])[asked], self.flops(lengths))
+
+    def _found_numerics(self) -> NumericsClass:
+        on_cuda = self.device.type == "cuda"
+        hardware = torch.cuda.get_device_name() if on_cuda else torch.backends.cpu.get_cpu_capability()
+        size = min(self.identity.context, 256)
+        ids = np.random.default_rng(0).integers(OFFSET, self._settings.vocabulary, size)
+        logits = self._computed([Window(True, ids, 0)]).logits
+        return NumericsClass(
+            device=f"{self.device.type} {hardware}",
+            dtype="float32",
+            torch=torch.__version__,
+            attention="banded" if on_cuda else "tiled",
+            stream_length=self.identity.context,
+            threads=torch.get_num_threads(),
+            probe=sha256(logits.cpu().numpy().astype("<f4").tobytes()).hexdigest(),
+        )
+
+
+class FlatTeacher(TokenTeacher):
     """A flat model over byte-pair tokens, from its model folder.
 
     Where a window begins inside a document it begins with BOE, as a slice does that a pack has cut.
@@ -142,87 +238,12 @@ class FlatTeacher:
             raise ModelFileError(
                 f"{folder} has {settings.vocabulary} ids, the tokenizer {tokenizer or own} has {making.vocabulary}"
             )
-        self._settings: AnyModelSettings = settings
-        self._encoder = SubwordEncoder(tokenizer or own)
-        self.device = torch.device(device)
-        model = load_model(folder, self.device)
+        model = load_model(folder, torch.device(device))
         assert isinstance(model, FlatTransformer)
-        self._model = model.requires_grad_(False)
-        self.identity = TeacherIdentity(
+        identity = TeacherIdentity(
             sha256=model_sha256(folder),
             vocabulary=settings.vocabulary,
             tokenizer=making.sha256,
             context=context or max(CONTEXT, 2 * (settings.window or 0)),
         )
-        self.numerics = self._found_numerics()
-
-    @cached_property
-    def tokens(self) -> Sequence[bytes | None]:
-        return self._encoder.subwords.tokens
-
-    @property
-    def special_ids(self) -> Sequence[int | None]:
-        return [EOS if number == EOS else None for number in range(OFFSET)]
-
-    def predictions(self, documents: Iterable[Iterable[bytes]]) -> Iterator[Predictions]:
-        together = max(self.identity.context, min(TOGETHER, MOST_LOGITS // self.identity.vocabulary))
-        held, size = list[Window](), 0
-        for window in self._windows(documents):
-            if held and size + len(window.ids) > together:
-                yield self._computed(held)
-                held, size = [], 0
-            held.append(window)
-            size += len(window.ids)
-        if held:
-            yield self._computed(held)
-
-    def window_lengths(self, documents: Iterable[Iterable[bytes]]) -> Iterator[int]:
-        return (len(window.ids) for window in self._windows(documents))
-
-    def flops(self, lengths: Sequence[int]) -> float:
-        return float(forward_flops(self._settings, useful_workload(self._settings, lengths)).total)
-
-    def _windows(self, documents: Iterable[Iterable[bytes]]) -> Iterator[Window]:
-        for document in documents:
-            yield from windows(self._ids(document), self.identity.context)
-
-    def _ids(self, document: Iterable[bytes]) -> Iterator[np.ndarray]:
-        """int64, the tokens of a document as its text comes, and EOS."""
-        text = WholeTokens(self._encoder.cuttable)
-        for part in document:
-            yield self._encoder.ids(text.add(part, False)).astype(np.int64)
-        yield np.append(self._encoder.ids(text.add(b"", True)).astype(np.int64), EOS)
-
-    def _computed(self, held: Sequence[Window]) -> Predictions:
-        """What the model says of the tokens of some windows that were not known before."""
-        lengths = [len(window.ids) for window in held]
-        inputs = [part for window in held for part in ([BOS if window.begins else BOE], window.ids[:-1])]
-        asked = np.concatenate([np.arange(len(window.ids)) >= window.known for window in held])
-        with torch.inference_mode():
-            ids = torch.from_numpy(np.concatenate(inputs)).to(self.device)
-            logits = self._model(ids, segments(lengths).to(self.device))
-            found = logits[torch.from_numpy(asked).to(self.device)]
-        return Predictions(found, np.concatenate([window.ids for window in held])[asked], self.flops(lengths))
-
-    def _found_numerics(self) -> NumericsClass:
-        on_cuda = self.device.type == "cuda"
-        hardware = torch.cuda.get_device_name() if on_cuda else torch.backends.cpu.get_cpu_capability()
-        size = min(self.identity.context, 256)
-        ids = np.random.default_rng(0).integers(OFFSET, self.identity.vocabulary, size)
-        logits = self._computed([Window(True, ids, 0)]).logits
-        return NumericsClass(
-            device=f"{self.device.type} {hardware}",
-            dtype="float32",
-            torch=torch.__version__,
-            attention="banded" if on_cuda else "tiled",
-            stream_length=self.identity.context,
-            threads=torch.get_num_threads(),
-            probe=sha256(logits.cpu().numpy().astype("<f4").tobytes()).hexdigest(),
-        )
-
-
-def open_teacher(
-    model: Path, tokenizer: Path | None = None, context: int | None = None, device: str = "cpu"
-) -> Teacher:
-    """The teacher in a folder. Arguments and errors are those of `FlatTeacher`."""
-    return FlatTeacher(model, tokenizer, context, device)
+        super().__init__(model, SubwordEncoder(tokenizer or own), Frame(BOS, BOE, EOS), identity)

@@ -1,10 +1,12 @@
 """What distillation from a token model saves: training bytes, and bits per byte at equal FLOPs.
 
-    python tests/benchmarks/bench_distillation.py --teacher RUN --tokens DATA --causal DATA --targets FOLDER \
-        --tokenizer FOLDER --recipe FILE --out OUT [--bytes 1000000] [--first 200000] [--seeds 0 1 2]
+    python tests/benchmarks/bench_distillation.py FOLDER [--bytes 1000000] [--first 200000] [--seeds 0 1 2]
 
-RUN is a flat model over tokens, whose blocks are the global transformer of every system; TOKENS and CAUSAL are recuts
-of one dataset, by rule bpe with the teacher's tokenizer and by a causal rule; FOLDER has the teacher's targets of it.
+FOLDER holds what docs/results/2026-11-30-distillation.md makes: teacher/, a flat model over tokens, whose blocks are
+the global transformer of every system; tokens/ and causal/, recuts of one dataset by rule bpe with the teacher's
+tokenizer, which is tokenizer/, and by a causal rule; targets/, what the teacher says of it; recipe.toml. Runs go to
+FOLDER/runs; one that is there is not repeated.
+
 All systems have the recipe, the order of documents of their seed, and the FLOPs of (c), which trains on BYTES:
 
     (a) tokens   stage 1 on FIRST bytes in patches that are the teacher's tokens, then stage 2 on causal patches
@@ -14,8 +16,8 @@ All systems have the recipe, the order of documents of their seed, and the FLOPs
 
 Counted are the FLOPs of both stages, and of the teacher over the bytes of stage 1; not those that made the teacher.
 "bytes until (c)" are all training bytes, those of stage 1 included, after which a system's validation is what (c)'s is
-at its end; between two validations the curve is a line. OUT/curves.html has the curves, OUT/curves.csv their points. A
-run that is there is not repeated.
+at its end; between two validations the curve is a line. FOLDER/runs has the curves (curves.html) and their points
+(curves.csv).
 """
 
 import argparse
@@ -26,7 +28,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from shared.distillation.targets_folder import load_targets
 from shared.io.display.quantities import clock, quantity
@@ -86,13 +87,7 @@ class Trained:
 class Study:
     """What was given."""
 
-    teacher: Path
-    tokens: Path
-    causal: Path
-    targets: Path
-    tokenizer: Path
-    recipe: Path
-    out: Path
+    folder: Path
     bytes: int
     first: int
     seeds: Sequence[int]
@@ -101,42 +96,32 @@ class Study:
     @property
     def teacher_flops(self) -> float:
         """FLOPs a byte of the teacher's pass."""
-        _, manifest = load_targets(self.targets, "train")
+        _, manifest = load_targets(self.folder / "targets", "train")
         return manifest.flops / manifest.bytes
 
     def trained(self, seed: int) -> dict[str, Trained]:
         """All systems, each with its points over bytes and FLOPs."""
-        folder = self.out / str(seed)
-        scratch = self._run(folder / "scratch", self.recipe, self.causal, seed, self.bytes)
+        given, runs = self.folder, self.folder / "runs" / str(seed)
+        scratch = self._run(runs / "scratch", given / "recipe.toml", given / "causal", seed, self.bytes)
         rate = per_byte(scratch)
         budget = rate * scratch.lines[-1]["targets"]
-        student = folder / "student"
+        student, recipe = runs / "student", runs / "student" / "recipe.toml"
         if not student.exists():
-            recipe = ["--recipe", self.recipe, "--run.seed", seed]
-            command("-m", "trainer", "byteify", self.teacher, student, *recipe)
-        blocks = ["--start.model", student, *scaled(GLOBAL_RATE)]
-        copied = self._run(folder / "copied", student / "recipe.toml", self.causal, seed, self.bytes, *blocks)
+            words = ["--recipe", given / "recipe.toml", "--run.seed", seed]
+            command("-m", "trainer", "byteify", given / "teacher", student, *words)
+        start = ["--start.model", student, *scaled(GLOBAL_RATE)]
+        copied = self._run(runs / "blocks", recipe, given / "causal", seed, self.bytes, *start)
         found = {"(c) from scratch": of_run(scratch), "(b) blocks": of_run(copied)}
-        for name, data, tokenizer in (
-            ("tokens", self.tokens, ()),
-            ("causal", self.causal, ("--distillation.tokenizer", self.tokenizer)),
-        ):
-            wanted = ["--distillation.targets", self.targets, "--distillation.teacher", self.teacher, *tokenizer]
-            first = self._run(
-                folder / f"{name}-1",
-                student / "recipe.toml",
-                data,
-                seed,
-                self.first,
-                *wanted,
-                *scaled(0),
-                "--start.model",
-                student,
-            )
+        for name in ("tokens", "causal"):
+            wanted = ["--distillation.targets", given / "targets", "--distillation.teacher", given / "teacher"]
+            if name == "causal":
+                wanted += ["--distillation.tokenizer", given / "tokenizer"]
+            start = ["--start.model", student, *scaled(0)]
+            first = self._run(runs / f"{name}-1", recipe, given / name, seed, self.first, *wanted, *start)
             spent = (per_byte(first) + self.teacher_flops) * first.lines[-1]["targets"]
+            start = ["--start.model", runs / f"{name}-1" / "model", *scaled(GLOBAL_RATE)]
             left = int((budget - spent) / rate)
-            start = ["--start.model", folder / f"{name}-1" / "model", *scaled(GLOBAL_RATE)]
-            second = self._run(folder / f"{name}-2", student / "recipe.toml", self.causal, seed, left, *start)
+            second = self._run(runs / f"{name}-2", recipe, given / "causal", seed, left, *start)
             found[f"(a) {name}"] = after(of_run(second), first.lines[-1]["targets"], spent, seconds_of(first))
         return found
 
@@ -213,7 +198,7 @@ def report(study: Study, found: dict[int, dict[str, Trained]]) -> None:
         )
     show(aligned(heads, lines, left=(0,)))
     show(f"teacher: {quantity(study.teacher_flops)}FLOP a byte of stage 1, which is {quantity(study.first)}B")
-    with (study.out / "curves.csv").open("w", newline="") as file:
+    with (study.folder / "runs" / "curves.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["system", "seed", "bytes", "flops", "bits_per_byte"])
         for seed, systems in found.items():
@@ -225,22 +210,20 @@ def report(study: Study, found: dict[int, dict[str, Trained]]) -> None:
         for colour, name in enumerate(systems)
     ]
     drawn = chart("Bits per byte of held-out text", "", "training bytes", curves, from_zero=False)
-    (study.out / "curves.html").write_text(
+    (study.folder / "runs" / "curves.html").write_text(
         drawn_page("Distillation", header("Distillation", "") + section("Curves", drawn))
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("teacher", "tokens", "causal", "targets", "tokenizer", "recipe", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--bytes", type=int, default=1_000_000)
     parser.add_argument("--first", type=int, default=200_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lr", type=float)
-    given: dict[str, Any] = vars(parser.parse_args())
-    given |= {name: value.resolve() for name, value in given.items() if isinstance(value, Path)}
-    study = Study(**given)
+    given = parser.parse_args()
+    study = Study(given.folder.resolve(), given.bytes, given.first, given.seeds, given.lr)
     report(study, {seed: study.trained(seed) for seed in study.seeds})
 
 

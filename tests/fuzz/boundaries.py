@@ -86,6 +86,21 @@ BOUNDARIES = (
         (*ARROW_ACTIONS, d.recut),
     ),
     Boundary(
+        "targets",
+        ("shared/distillation/targets_folder.py",),
+        d.made_targets,
+        m.one_of(
+            [
+                (2, m.at("t/targets.json", m.spoil_json)),
+                (2, d.targets_fitted(m.at("t/shards.arrow", d.spoil_arrow), d.refitted.fit_target_table)),
+                (3, d.targets_fitted(m.at("t/*.targets", m.spoil_safetensors), d.refitted.fit_targets)),
+                (3, d.targets_fitted(m.at("t/*.targets", d.spoil_arrays), d.refitted.fit_targets)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "t", huge=1 << 30)),
+            ]
+        ),
+        (d.verify_with_targets, d.read_targets),
+    ),
+    Boundary(
         "model config",
         ("shared/model_folder/identity.py",),
         f.made_model,
@@ -346,6 +361,20 @@ BOUNDARIES = (
         d.made_tokenizer,
         d.fit_tokenizer,
         (d.cut_with_tokenizer,),
+    ),
+    Boundary(
+        "tokenizer of another model",
+        ("shared/bpe/imported.py", "shared/bpe/encoder.py"),
+        f.made_foreign_tokenizers,
+        m.at("*/tokenizer.json", m.spoil_json),
+        (f.import_tokenizers,),
+    ),
+    Boundary(
+        "teacher in a folder of transformers",
+        ("shared/interop/token_teacher.py",),
+        f.made_teacher,
+        m.one_of([(3, m.at("teacher/*.json", m.spoil_json)), (2, m.at("teacher/*.safetensors", m.spoil_safetensors))]),
+        (f.dry_run_targets,),
     ),
     Boundary(
         "finished count",

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import tarfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,55 @@ def count_again(folder: Path) -> int:
 def _count(folder: Path) -> int:
     words = ("--least", "1", "--workers", "1", "--executor", "inline")
     return run(pipeline, "count", folder / "d", "--out", folder / "m", *words)
+
+
+def made_targets(folder: Path) -> None:
+    """A dataset and the targets of a teacher."""
+    from helpers.target_examples import write_targets
+
+    dataset("arrow")(folder)
+    write_targets(folder / "t", open_dataset(folder / "d"))
+
+
+def targets_fitted(mutation: Mutation, fit: Callable[[Path], None]) -> Mutation:
+    """The mutation, then checksums that fit, where that can be."""
+
+    def mutate(rng: random.Random, folder: Path) -> str:
+        words = mutation(rng, folder)
+        with suppress(Exception):
+            fit(folder / "t")
+        return words
+
+    return mutate
+
+
+def spoil_arrays(rng: random.Random, path: Path) -> str:
+    """Put values that are none into the tensors of a file: infinities, NaN, numbers of no symbol."""
+    data = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    for _ in range(rng.choice((1, 50))):
+        place = begin + 2 * rng.randrange((len(data) - begin) // 2)
+        data[place : place + 2] = rng.choice((b"\x00\x7c", b"\x00\x7e", b"\xff\x7f", b"\xff\xff", b"\x04\x01"))
+    path.write_bytes(data)
+    return f"{path.name}: values"
+
+
+def verify_with_targets(folder: Path) -> int:
+    return run(pipeline, "verify", "d", "--targets", "t")
+
+
+def read_targets(folder: Path) -> None:
+    """As loader workers do: of everything that is read it is true that a student can learn from it."""
+    from shared.distillation.targets_folder import open_targets
+
+    data = open_dataset(folder / "d")
+    targets = open_targets(folder / "t", data)
+    for shard in range(data.shard_count):
+        for row in range(len(data.shard_index(shard))):
+            symbols, _, _, _ = targets.row(shard, row)
+            found, logs = targets.next_bytes(shard, row, 0, len(symbols))
+            assert ((found >= 0) & (found < 260)).all()
+            assert (logs <= 1e-3).all()
 
 
 TOKENIZER = m.one_of([(3, m.at("t/tokenizer.json", m.spoil_json)), (2, m.at("t/identity.json", m.spoil_json))])

@@ -131,6 +131,33 @@ def made_token_model(folder: Path) -> None:
     (folder / "recipe.toml").write_text(toml(tiny_recipe(Path("nodata"), Path("out"), model=model)))
 
 
+def made_foreign_tokenizers(folder: Path) -> None:
+    """One over bytes and one over characters."""
+    from helpers.foreign_tokenizers import foreign_tokenizer, write_foreign
+
+    write_foreign(folder / "bytes", foreign_tokenizer("qwen2"))
+    write_foreign(folder / "characters", foreign_tokenizer("llama2"))
+
+
+def import_tokenizers(folder: Path) -> int:
+    codes = [run(pipeline, "tokenizer", "--from", name, "--out", f"{name}-out") for name in ("bytes", "characters")]
+    return max(codes)
+
+
+def made_teacher(folder: Path) -> None:
+    from helpers.dataset_examples import STATIC, document, save_dataset
+    from helpers.foreign_tokenizers import foreign_tokenizer, write_foreign
+    from helpers.token_models import save_llama
+
+    save_llama(folder / "teacher", num_hidden_layers=1, vocab_size=560, eos_token_id=420)
+    write_foreign(folder / "teacher", foreign_tokenizer("llama3"))
+    save_dataset(folder / "d", [[document("a", "code", b"a text\nof two lines", STATIC)]], STATIC)
+
+
+def dry_run_targets(folder: Path) -> int:
+    return run(pipeline, "targets", "d", "--teacher", "teacher", "--out", "out", "--workers", "1", "--dry-run")
+
+
 def byteify(folder: Path) -> int:
     return run(trainer, "byteify", "token-model", "out", "--recipe", "recipe.toml")
 

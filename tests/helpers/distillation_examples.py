@@ -8,6 +8,7 @@ import torch
 from helpers.target_examples import document_texts
 from helpers.tiny_runs import NONE, STACK, run, tiny_data
 from helpers.token_data import FLAT, in_tokens
+from pipeline.__main__ import main as pipeline
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import load_making
 from shared.distillation.byte_targets import TokenTree
@@ -45,7 +46,7 @@ def write_random_targets(folder: Path, tokens: Dataset, seed: int = 0, teacher: 
                 writer.add(stored_targets(tree.targets(logits, ids), special_ids, FORM))
         entries.append(writer.entry)
     identity = TeacherIdentity(sha256=teacher, vocabulary=making.vocabulary, tokenizer=making.sha256, context=64)
-    commit_targets(folder, TargetsIdentity(teacher=identity, form=FORM), entries, tokens, 1e9)
+    commit_targets(folder, TargetsIdentity(teacher=identity, form=FORM), entries, tokens)
     return folder
 
 
@@ -63,4 +64,16 @@ def teacher_and_student(folder: Path) -> Path:
     made = ["byteify", folder / "teacher", folder / "student", "--recipe", recipe]
     assert trainer([*map(str, made)]) == 0
     write_random_targets(folder / "targets" / "train", open_dataset(folder / "tokens" / "train"))
+    return folder
+
+
+def study_folder(folder: Path) -> Path:
+    """What the study of distillation is given, at its smallest."""
+    teacher_and_student(folder)
+    cut = ["recut", folder / "plain", "--rule", "space", "--max-length", 64, "--out", folder / "causal", "--workers", 1]
+    assert pipeline([*map(str, cut)]) == 0
+    (folder / "tokens-tokenizer").rename(folder / "tokenizer")
+    recipe = (folder / "student.toml").read_text().replace("steps = 6", "bytes = 1\ndtype = 'float32'")
+    often = "log_every = 1\nvalidate_every = 2\n"
+    (folder / "recipe.toml").write_text(f"{recipe}\n[parallel]\ndry_run = false\n[metrics]\n{often}")
     return folder

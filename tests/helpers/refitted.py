@@ -61,3 +61,26 @@ def fit(folder: Path, most: int = 2**30) -> None:
 
     change_table(folder, "shards", change)
     change_manifest(folder, lambda values: values.update(bytes_on_disk=total))
+
+
+def fit_targets(folder: Path, most: int = 2**30) -> None:
+    """Make what table and targets.json say of files of targets fit, but for those that are larger than ``most``."""
+    path = folder / "shards.arrow"
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    rows = table.to_pylist()
+    for row in rows:
+        file = folder / row["name"]
+        if file.is_file() and file.stat().st_size < most:
+            row["bytes"], row["sha256"] = file.stat().st_size, bytes.fromhex(file_sha256(file))
+    with mapped_file(str(path), table.schema) as writer:
+        for batch in pa.Table.from_pylist(rows, table.schema).combine_chunks().to_batches():
+            writer.write_batch(batch)
+    fit_target_table(folder)
+
+
+def fit_target_table(folder: Path) -> None:
+    """Make what targets.json says of the table fit."""
+    path = folder / "shards.arrow"
+    values = json.loads((folder / "targets.json").read_bytes())
+    values["shards"] |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (folder / "targets.json").write_text(json.dumps(values))

@@ -188,7 +188,7 @@ def test_an_added_token_that_takes_spaces_along_is_not_looked_for() -> None:
     content["added_tokens"].append(added(number, "<mask>", special=False, lstrip=True))
     found = imported_tokenizer(content)
     assert found.content["added_tokens"][-1] == added(number, "<mask>")
-    assert found.left_out == ("added token '<mask>': not found in texts",)
+    assert found.left_out == ("added tokens that take more of a text than their own: '<mask>'",)
 
 
 def test_what_a_pattern_leaves_between_words_is_kept(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers.dataset_examples import SPACE, document, documents, in_two_parts, save_dataset
+from helpers.refitted import fit_targets
 from helpers.target_examples import document_texts, targets_of, write_targets
 
 from shared.distillation.stored_targets import StoredTargets, TargetFormat
@@ -131,6 +132,24 @@ def test_those_of_other_documents_are_refused(dataset: Dataset, tmp_path: Path) 
         targets.row(1, 0)
     with pytest.raises(DatasetError, match="no targets of the split train"):
         open_targets(tmp_path / "data", dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"), [("symbols", 260, "symbol 260"), ("logs", np.nan, "logs"), ("rest", np.inf, "rest")]
+)
+def test_values_that_are_no_targets_are_refused_where_they_are_read(
+    dataset: Dataset, tmp_path: Path, name: str, value: float, problem: str
+) -> None:
+    path = tmp_path / "targets" / "shard-00000.targets"
+    write_targets(path.parent, dataset)
+    arrays = safetensors.numpy.load_file(path)
+    arrays[name][3] = value
+    safetensors.numpy.save_file(arrays, path)
+    fit_targets(path.parent)
+    targets = open_targets(path.parent, dataset)
+    with pytest.raises(DatasetError, match=f"shard-00000.*{problem}"):
+        targets.next_bytes(0, 0, 3, 4)
+    assert targets.next_bytes(0, 0, 0, 3)[0].shape == (3, 4)
 
 
 def test_a_damaged_file_is_named(dataset: Dataset, tmp_path: Path) -> None:

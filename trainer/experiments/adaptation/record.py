@@ -57,7 +57,8 @@ class Trained(Settings):
     passes: Value
     """The same over the text of the training split."""
     useful_flops: Value
-    """Of forward and backward over what documents ask for; frozen parameters have no gradients to compute."""
+    """Of forward and backward over what documents ask for, the entropy model's left out; frozen parameters have no
+    gradients to compute."""
     seconds: Value
     """Of training, without start and validations."""
     processors: Processors = ()

@@ -1,6 +1,6 @@
 """Adapting a model to new text, as a whole: a base on old text, runs that begin with it, scores before and after."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -14,11 +14,13 @@ from trainer.checkpoints.model import MODEL_FOLDER
 from trainer.data.splits import TRAIN_SPLIT
 from trainer.errors import TrainingError
 from trainer.experiments.adaptation.record import (
+    ADAPTATION_NAME,
     OLD,
     Adaptation,
     AdaptedRun,
     Boundaries,
     NewText,
+    TextScore,
     Trained,
     save_adaptation,
 )
@@ -32,6 +34,7 @@ from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Values, overlaid
 from trainer.memory.parameters import parameter_shapes, sizes_by_part, trained_size
 from trainer.metrics.history import load_history
+from trainer.provenance.json_records import kept
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe
 
@@ -84,7 +87,7 @@ class PlannedRun(Run):
 
 
 def adapt(request: AdaptationRequest, line: Progress) -> tuple[Adaptation, list[str]]:
-    """Do all that is asked for; what was found, and the names of the runs that failed.
+    """Do all that is asked for; what was found, with the runs of earlier calls, and the names of the runs that failed.
 
     The record is written after every run; finished runs are recognised by their identity, and not done again.
 
@@ -101,43 +104,64 @@ def adapt(request: AdaptationRequest, line: Progress) -> tuple[Adaptation, list[
     if failed := run_all([base], 1, line):
         raise TrainingError(f"no {request.base} to begin with; log: {failed[request.base]}")
     line.log(f"== scores before -> {base.folder}")
-    before = score_texts(base.folder, _settings(base), {name: _corpus(request, name) for name in texts}).texts
+    before = _scores(request, base, texts)
     alike = {
         name: cut_alike(_corpus(request, name), data[OLD], request.text_folder(name) / "data" / "as-base", line)
         for name in request.new
     }
     at = {(name, "own"): data[name] for name in request.new} | {(name, "base"): alike[name] for name in request.new}
     runs = plan(request, at)
-    facts: dict[str, Any] = circumstances(replace(request, out=request.text_folder(OLD)))
-    found = Adaptation(
-        **{name: facts[name] for name in ("corpus", "machine", "train_bytes")},
-        base=Trained(**_trained(request, base, 0)),
-        before=before[OLD],
-        texts=tuple(
-            NewText(
-                name=name,
-                train_bytes=_train_bytes(data[name]),
-                entropy_model_seconds=prepared[name].entropy_models[0].seconds,
-                before=before[name],
-            )
-            for name in request.new
-        ),
-    )
+    found = _opened(request, base, prepared, before)
     line.log(f"== {counted(len(runs), 'run')}, {request.jobs} at a time -> {request.out / 'runs'}")
 
     def keep(run: PlannedRun) -> None:
         nonlocal found
-        found = found.model_copy(update={"runs": (*found.runs, _result(request, run))})
+        found = _with_run(found, request, _result(request, run))
         save_adaptation(found, request.out)
 
     failed = run_all(runs, request.jobs, line, keep)
     if not found.runs:
         raise TrainingError("no run has ended well")
-    order = {run.name: number for number, run in enumerate(runs)}
-    ordered = sorted(found.runs, key=lambda run: order[_name(run.text, run.system, run.boundaries, run.seed)])
-    found = found.model_copy(update={"runs": tuple(ordered)})
-    save_adaptation(found, request.out)
     return found, list(failed)
+
+
+def _opened(
+    request: AdaptationRequest, base: Run, prepared: Mapping[str, Prepared], before: Mapping[str, TextScore]
+) -> Adaptation:
+    """What is known before any run begins with the base, and the runs that are on record."""
+    known = kept(request.out / ADAPTATION_NAME, Adaptation)
+    facts: dict[str, Any] = circumstances(replace(request, out=request.text_folder(OLD)))
+    texts = {text.name: text for text in (known.texts if known else ())}
+    for name in request.new:
+        texts[name] = NewText(
+            name=name,
+            train_bytes=_train_bytes(_data(request, prepared[name])),
+            entropy_model_seconds=prepared[name].entropy_models[0].seconds,
+            before=before[name],
+        )
+    return Adaptation(
+        **{name: facts[name] for name in ("corpus", "machine", "train_bytes")},
+        base=Trained(**_trained(request, base, 0)),
+        before=before[OLD],
+        texts=tuple(texts.values()),
+        runs=known.runs if known else (),
+    )
+
+
+def _with_run(found: Adaptation, request: AdaptationRequest, run: AdaptedRun) -> Adaptation:
+    """The record with a run in its place: by text, then by method, then by seed."""
+    texts, systems = [text.name for text in found.texts], list(request.experiment.systems)
+    runs = [other for other in found.runs if other.folder != run.folder and other.system in systems]
+    runs = sorted(
+        [*runs, run],
+        key=lambda one: (
+            texts.index(one.text),
+            systems.index(one.system),
+            BOUNDARIES.index(one.boundaries),
+            one.seed,
+        ),
+    )
+    return found.model_copy(update={"runs": tuple(runs)})
 
 
 def check_request(request: AdaptationRequest) -> None:
@@ -210,6 +234,11 @@ def _settings(run: Run) -> TrainSettings:
     return check_recipe(dict(run.recipe), TrainSettings, run.folder)
 
 
+def _scores(request: AdaptationRequest, run: Run, texts: Iterable[str]) -> Mapping[str, TextScore]:
+    """What the model of a finished run scores on these texts."""
+    return score_texts(run.folder, _settings(run), {name: _corpus(request, name) for name in texts}).texts
+
+
 def _trained(request: AdaptationRequest, run: Run, seed: int) -> Values:
     """The fields of `Trained`."""
     settings, history = _settings(run), load_history(run.folder)
@@ -235,8 +264,7 @@ def _train_bytes(data: Path) -> int:
 
 def _result(request: AdaptationRequest, run: PlannedRun) -> AdaptedRun:
     """What a finished run took, and what its model scores on its text and on old text."""
-    texts = {name: _corpus(request, name) for name in (run.text, OLD)}
-    scores = score_texts(run.folder, _settings(run), texts).texts
+    scores = _scores(request, run, (run.text, OLD))
     return AdaptedRun(
         **_trained(request, run, run.seed),
         text=run.text,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from operator import attrgetter
 from statistics import fmean, stdev
 
 import numpy as np
@@ -54,23 +55,21 @@ def table(found: Adaptation, text: NewText, methods: dict[Method, list[AdaptedRu
         ]
     ]
     for (system, boundaries), runs in methods.items():
-        trained, new_size, old_size, size, passes, flops, seconds = (
-            fmean(values)
-            for values in zip(
-                *(
-                    (
-                        *(run.trained_parameters / run.parameters, run.new.bytes_per_patch, run.old.bytes_per_patch),
-                        *(run.bytes, run.passes, run.useful_flops, run.seconds),
-                    )
-                    for run in runs
-                )
-            )
-        )
+
+        def mean(name: str, runs: Sequence[AdaptedRun] = runs) -> float:
+            return fmean(attrgetter(name)(run) for run in runs)
+
         rows.append(
             [
                 *(system, boundaries, _spread([run.new for run in runs]), _spread([run.old for run in runs])),
-                *(f"{new_size:.2f}", f"{old_size:.2f}", f"{trained:.1%}", _amount(size), f"{passes:.2f}"),
-                *(_amount(flops), clock(seconds)),
+                *(f"{mean('new.bytes_per_patch'):.2f}", f"{mean('old.bytes_per_patch'):.2f}"),
+                f"{mean('trained_parameters') / mean('parameters'):.1%}",
+                *(
+                    _amount(mean("bytes")),
+                    f"{mean('passes'):.2f}",
+                    _amount(mean("useful_flops")),
+                    clock(mean("seconds")),
+                ),
             ]
         )
     documents, size = len(before.document_bytes), sum(before.document_bytes)
