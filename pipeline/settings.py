@@ -137,6 +137,19 @@ class ExecutorSettings(Settings):
     """Ray cluster to join; None: the one that RAY_ADDRESS names, else one is started on this machine."""
 
 
+class RayWorkers(Settings):
+    """Workers on a Ray cluster, for work that is no run. Nothing here reaches a single byte of the product."""
+
+    most: int | None = Field(default=None, gt=0)
+    """None: as many as the cluster has room for."""
+    address: str | None = None
+    """Of the cluster; None: the one that RAY_ADDRESS names, else one is made on this machine."""
+    threads: int = Field(default=1, gt=0)
+    """CPUs of each."""
+    gpus: float | None = Field(default=0.0, ge=0, le=1)
+    """Share of a GPU for each; None: a whole one where the cluster has any."""
+
+
 class RunStore(Settings):
     """The object store of a run."""
 

@@ -21,6 +21,7 @@ EXCEPTIONS = {
     "pipeline.calibration.sampling": "seeded draws: pure, apart from what they are drawn for",
     "pipeline.counting.made_by": "counted.json beside a table, a file that strangers may write",
     "pipeline.counting.pairs": "arithmetic on tokens: pure, apart from how splits are read and written",
+    "pipeline.executors.ray_units": "imports Ray, which units does without",
     "pipeline.inputs.foreign_folders": "what other programs write, apart from how files are found",
     "pipeline.inputs.globs": "a language of its own, with tests of its own",
     "shared.layers.fused_ops": "backward passes by hand, apart from the blocks that work without them",

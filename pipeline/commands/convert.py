@@ -25,6 +25,7 @@ from pipeline.rewriting.rewrite import (
     rewrite,
     save_dataset,
     show_result,
+    workers_of,
 )
 from pipeline.settings import PipelineError
 from shared.shards.tables import table_file
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         "sources": {source.folder: source.dataset.fingerprint for source in sources},
     }
     chosen = ToParquet if arguments.to == "parquet" else ToShards
-    done = rewrite(arguments.out, request, lambda: chosen(tuple(sources), arguments.to), arguments.workers)
+    done = rewrite(arguments.out, request, lambda: chosen(tuple(sources), arguments.to), workers_of(arguments))
     held = sources_at(arguments.out) if isinstance(arguments.out, Path) else None
     show_result(arguments.out, done, held)
     return 0

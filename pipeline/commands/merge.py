@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.rewriting.merge import merge
-from pipeline.rewriting.rewrite import add_output_arguments, show_result
+from pipeline.rewriting.rewrite import add_output_arguments, show_result, workers_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
-    made = merge(arguments.datasets, arguments.out, arguments.workers)
+    made = merge(arguments.datasets, arguments.out, workers_of(arguments))
     show_result(arguments.out, made)
     return 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.options import PATCHING_OPTIONS, add_options, settings_of
 from pipeline.rewriting.recut import Change, dry_run, recut
-from pipeline.rewriting.rewrite import add_output_arguments, show_result
+from pipeline.rewriting.rewrite import add_output_arguments, show_result, workers_of
 from shared.io.display.terminal import show_lines
 from shared.patching.settings import ENTROPY_RULES
 
@@ -44,6 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         show_lines(*dry_run(arguments.dataset, settings_of(arguments, Change)))
         return 0
-    made = recut(arguments.dataset, arguments.out, settings_of(arguments, Change), arguments.workers)
+    made = recut(arguments.dataset, arguments.out, settings_of(arguments, Change), workers_of(arguments))
     show_result(arguments.out, made)
     return 0

@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline.options import add_options, settings_of
 from pipeline.records import Record, Records, sample_hash, splits_of
 from pipeline.rewriting.dataset_rows import ShardByShard, Side, require_alike, shard_documents, sides_at, stem
-from pipeline.rewriting.rewrite import Written, add_output_arguments, rewrite, save_dataset, show_result
+from pipeline.rewriting.rewrite import Written, add_output_arguments, rewrite, save_dataset, show_result, workers_of
 from pipeline.settings import SPLIT_NAMES, ReadSettings, SplitName
 from pipeline.splits.marker import shard_stem
 from shared.errors import DatasetError
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         "settings": settings.model_dump(),
         "sources": {side.folder: side.dataset.fingerprint for side in sides},
     }
-    made = rewrite(arguments.out, request, lambda: HoldOut(tuple(sides), settings), arguments.workers)
+    made = rewrite(arguments.out, request, lambda: HoldOut(tuple(sides), settings), workers_of(arguments))
     show_result(arguments.out, made)
     return 0
 

@@ -5,7 +5,8 @@ Example:
 
 For each byte of the text, and for the end of each document, the most probable symbols with the logarithms of their
 probabilities, that of the token ending there, and what all others have together. They depend on the text alone: the
-same folder serves every recut of the dataset. The teacher is a flat model over byte-pair tokens. A stopped command goes
+same folder serves every recut of the dataset. The teacher is a flat model over byte-pair tokens that was trained here,
+or a folder of transformers with a Llama, Qwen, OLMo, Mistral or SmolLM and its tokenizer.json. A stopped command goes
 on where it was; OUT appears when it is complete.
 """
 
@@ -13,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.options import add_options, settings_of
-from pipeline.rewriting.rewrite import add_output_arguments
+from pipeline.rewriting.rewrite import add_output_arguments, workers_of
 from pipeline.rewriting.targets import TeacherOptions, dry_run, make_targets
 from shared.distillation.targets_folder import TargetsManifest, targets_at
 from shared.io.display.quantities import counted, quantity
@@ -23,10 +24,10 @@ from shared.io.display.terminal import show_lines
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dataset", type=Path, metavar="DATASET", help="a dataset, or the folder above its train/ and validation/")
-    add_output_arguments(parser)
+    add_output_arguments(parser, gpus=True)
     group = parser.add_argument_group("teacher")
     described: dict[str, tuple[str | None, str]] = {
-        "teacher": ("MODEL", "its model folder, or the finished run that trained it"),
+        "teacher": ("MODEL", "its model folder, the finished run that trained it, or a folder of transformers"),
         "tokenizer": ("FOLDER", "of its tokens (default: that of its folder)"),
         "context": (
             "TOKENS",
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         show_lines(*dry_run(arguments.dataset, options))
         return 0
-    made = make_targets(arguments.dataset, arguments.out, options, arguments.workers)
+    gpus = 0.0 if options.device == "cpu" else arguments.gpus_per_worker
+    made = make_targets(arguments.dataset, arguments.out, options, workers_of(arguments, options.threads, gpus))
     show_lines(f"{arguments.out}: " + ("complete" if made else "nothing to do, all is current"))
     show_lines(*(targets_line(where, manifest) for where, manifest in targets_at(arguments.out)))
     return 0

@@ -1,4 +1,4 @@
-"""Splits in Ray actors, one at a time each. This module and `ray_cluster` are all that imports Ray.
+"""Splits in Ray actors, one at a time each. This module, `ray_units` and `ray_cluster` are all that imports Ray.
 
 Which split is next, and what is tried again, is decided in ``retry``; here is what is Ray's: actors that come and go.
 """
@@ -38,7 +38,7 @@ _REPORT_BYTES = 2**18
 _REPORT_SECONDS = 1.0
 # Besides the model. Records never pass through it: actors read and write files themselves. Ray's default is 30% of the
 # memory of the machine.
-_OBJECT_STORE_BYTES = 128 * 2**20
+OBJECT_STORE_BYTES = 128 * 2**20
 
 # After `ray_cluster`, which sets what Ray reads when it is imported.
 import ray  # noqa: E402
@@ -203,7 +203,7 @@ class RayExecutor:
         if address is None:
             workers = self._settings.workers or default_workers(os.cpu_count() or 1, self._threads)
             # With room to spare: Ray spills to disk what does not fit in one piece.
-            store = _OBJECT_STORE_BYTES + 2 * (model.weights.nbytes if model else 0)
+            store = OBJECT_STORE_BYTES + 2 * (model.weights.nbytes if model else 0)
             cluster.enter_context(make_cluster(workers * self._threads, store))
         else:
             join_cluster(address, "--ray-address" if self._settings.ray_address else ADDRESS_VARIABLE)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pipeline.executors.units import Workers
 from pipeline.rewriting.dataset_rows import require_alike, sides_at
 from pipeline.rewriting.rewrite import Written, link, rewrite, save_dataset
 from pipeline.settings import PipelineError
@@ -15,7 +16,7 @@ from shared.shards.dataset import Dataset, files_of
 from shared.shards.writer import SUFFIXES
 
 
-def merge(datasets: Sequence[Path], out: Path | str, workers: int = 1) -> bool:
+def merge(datasets: Sequence[Path], out: Path | str, workers: Workers = 1) -> bool:
     """Merge datasets, or folders above train/ and validation/, into ``out``; False if it holds the result already.
 
     Raises PipelineError when they do not fit together, IdentityError when they were not made alike, DatasetError.

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.calibration.patching_file import load_patching
 from pipeline.calibration.report import CLOSE
 from pipeline.calibration.threshold_search import Thetas, UnreachableTarget, nearest, thetas_of
-from pipeline.executors.process_pool import each
+from pipeline.executors.units import Workers, each
 from pipeline.options import PatchingOptions
 from pipeline.rewriting.dataset_rows import (
     ShardByShard,
@@ -55,7 +55,7 @@ class Change(PatchingOptions):
     """Folder, of the rule bpe."""
 
 
-def recut(path: Path, out: Path | str, change: Change, workers: int = 1) -> bool:
+def recut(path: Path, out: Path | str, change: Change, workers: Workers = 1) -> bool:
     """Cut the dataset at a path, or those in its train/ and validation/, anew; False if ``out`` holds that already.
 
     Raises PipelineError for a change that does not fit what is stored, IdentityError, DatasetError.
@@ -204,7 +204,7 @@ def _pieces(dataset: Dataset, shard: int) -> Iterator[Piece]:
 
 
 def with_target(
-    dataset: Dataset, draft: PatchingSettings, target: float, workers: int, shards: Sequence[int] | None = None
+    dataset: Dataset, draft: PatchingSettings, target: float, workers: Workers, shards: Sequence[int] | None = None
 ) -> PatchingSettings:
     """The threshold for a mean patch size (bytes) over the whole dataset, counted exactly in bounded memory.
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from pydantic import Field, ValidationError
 
 from pipeline.charts import dataset_line
 from pipeline.executors.counting import default_workers
-from pipeline.executors.process_pool import each
+from pipeline.executors.units import Workers, each
+from pipeline.options import option_of
 from pipeline.rewriting.dataset_rows import Side, sides_at
-from pipeline.settings import PipelineError
+from pipeline.settings import PipelineError, RayWorkers
 from pipeline.splits.marker import MOST_MARKER_BYTES
 from shared.bpe.folder import copy_tokenizer
 from shared.errors import DatasetError, IdentityError
@@ -92,8 +94,8 @@ class Rewriting(Protocol):
         ...
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that rewrites datasets."""
+def add_output_arguments(parser: argparse.ArgumentParser, gpus: bool = False) -> None:
+    """Options of every command that rewrites datasets. ``gpus``: whether its workers may want some."""
     parser.add_argument(
         "--out",
         type=location_of,
@@ -101,11 +103,30 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder or URL (s3://, gs://, az://) of the result",
     )
-    cpus = default_workers(os.cpu_count() or 1, 1)
-    parser.add_argument("--workers", type=int, default=cpus, metavar="N", help="processes (default: CPUs)")
+    group = parser.add_argument_group("work (nothing here changes a byte)")
+    group.add_argument("--executor", choices=["inline", "ray"], default="inline", help="inline: without Ray")
+    group.add_argument("--workers", type=int, metavar="N", help="at most so many (default: CPUs)")
+    group.add_argument("--ray-address", metavar="ADDR", help="to join (default: RAY_ADDRESS, else one made here)")
+    if gpus:
+        text = "share of a GPU for each worker on Ray (default: 1 where there are GPUs)"
+        group.add_argument("--gpus-per-worker", type=float, metavar="F", help=text)
 
 
-def rewrite(out: Path | str, request: dict[str, Any], make: Callable[[], Rewriting], workers: int) -> bool:
+def workers_of(arguments: argparse.Namespace, threads: int = 1, gpus: float | None = 0.0) -> Workers:
+    """Who does the work. ``threads`` and ``gpus`` of each worker. Raises PipelineError for an option without effect."""
+    if arguments.workers is not None and arguments.workers < 1:
+        raise PipelineError(f"--workers {arguments.workers}: must be at least 1")
+    if arguments.executor == "ray":
+        with refused_as(PipelineError, "--gpus-per-worker: "):
+            return RayWorkers(most=arguments.workers, address=arguments.ray_address, threads=threads, gpus=gpus)
+    for option in ("ray_address", "gpus_per_worker"):
+        if getattr(arguments, option, None) is not None:
+            raise PipelineError(f"{option_of(option)} is for --executor ray")
+    found: int = arguments.workers or default_workers(os.cpu_count() or 1, threads)
+    return found
+
+
+def rewrite(out: Path | str, request: dict[str, Any], make: Callable[[], Rewriting], workers: Workers) -> bool:
     """Carry out what is requested, or resume it; False if ``out`` holds the very result already.
 
     ``request``: JSON that decides every byte of the result. ``make`` is called when there is something to do.
@@ -261,12 +282,12 @@ class _AllWritten:
         return (Written.model_validate_json(_marker_path(self.unfinished, n).read_bytes()) for n in range(self.units))
 
 
-def _write_all(work: Rewriting, unfinished: Path, workers: int) -> _AllWritten:
+def _write_all(work: Rewriting, unfinished: Path, workers: Workers) -> _AllWritten:
     """Do the units that are left; those of an earlier start are checked byte for byte."""
     sizes = work.sizes
     left = [unit for unit in range(len(sizes)) if not _is_written(unfinished, unit)]
     with ByteProgress(work.title, sum(sizes), sum(sizes) - sum(sizes[unit] for unit in left)) as progress:
-        for unit, result in each(partial(_write, work, unfinished), left, workers):
+        for unit, result in each(partial(_write_here, work, unfinished), left, workers):
             write_atomic(_marker_path(unfinished, unit), result.model_dump_json())
             progress.update(sizes[unit])
     return _AllWritten(unfinished, len(sizes))
@@ -278,7 +299,7 @@ def _write_all(work: Rewriting, unfinished: Path, workers: int) -> _AllWritten:
 UNFINISHED = ".unfinished"
 
 
-def _rewrite_on_store(out: str, request: dict[str, Any], make: Callable[[], Rewriting], workers: int) -> bool:
+def _rewrite_on_store(out: str, request: dict[str, Any], make: Callable[[], Rewriting], workers: Workers) -> bool:
     """As `rewrite`. Each process has a folder of its own; OUT/.unfinished has the request and markers, written once."""
     store, content = UrlStore(out), _written(request).encode()
     probe(store)
@@ -361,6 +382,16 @@ def _write(work: Rewriting, unfinished: Path, unit: int) -> Written:
         return work.write(unit, unfinished)
     except ValueError as error:  # rows that their shard should not have held: say so in one line
         raise DatasetError(str(error)) from error
+
+
+def _write_here(work: Rewriting, unfinished: Path, unit: int) -> Written:
+    """The same into the folder of the command, which another machine may not see."""
+    if not (unfinished / REQUEST_FILE).is_file():
+        raise PipelineError(
+            f"node {socket.gethostname()} does not see {unfinished} of this command; give an --out that all nodes "
+            "share, or one on a store"
+        )
+    return _write(work, unfinished, unit)
 
 
 def _marker_path(unfinished: Path, unit: int) -> Path:

@@ -3,13 +3,14 @@
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field
 
+from pipeline.executors.units import Workers, each
 from pipeline.rewriting.dataset_rows import ShardByShard, Side, sampled_shards, sides_at
 from pipeline.rewriting.rewrite import Written, rewrite
 from pipeline.settings import PipelineError, numerics_differences
@@ -48,15 +49,15 @@ class TeacherOptions(TargetFormat):
         return TargetFormat(top=self.top, dtype=self.dtype)
 
 
-def make_targets(path: Path, out: Path | str, options: TeacherOptions, workers: int) -> bool:
+def make_targets(path: Path, out: Path | str, options: TeacherOptions, workers: Workers) -> bool:
     """Make the targets of the dataset at a path, or those in its train/ and validation/; False if ``out`` holds them.
 
     Raises PipelineError, DatasetError, ModelFileError, IdentityError.
     """
     sides = _plain_sides(path)
-    teacher, _ = _opened(options)
-    identity = TargetsIdentity(teacher=teacher.identity, form=options.form, numerics=teacher.numerics)
-    if workers > 1:  # each has its own; this process needs none
+    # Asked of a worker: the machine of this process may be of another kind, and have no room for the teacher.
+    ((_, identity),) = each(partial(_identity, options), [0], workers)
+    if workers != 1:  # each has a teacher of its own; this process needs none
         _opened.cache_clear()
     request = {
         "command": "targets",
@@ -142,6 +143,12 @@ def _opened(options: TeacherOptions) -> tuple[Teacher, TokenTree]:
         raise PipelineError(f"--device cuda: on {socket.gethostname()} PyTorch finds no GPU; use --device cpu")
     teacher = open_teacher(options.teacher, options.tokenizer, options.context, device)
     return teacher, TokenTree(teacher.tokens, teacher.device)
+
+
+def _identity(options: TeacherOptions, _: int) -> TargetsIdentity:
+    """What the targets will be made by, as a worker finds it."""
+    teacher, _tree = _opened(options)
+    return TargetsIdentity(teacher=teacher.identity, form=options.form, numerics=teacher.numerics)
 
 
 def _plain_sides(path: Path) -> list[Side]:

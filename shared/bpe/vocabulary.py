@@ -24,6 +24,8 @@ BYTES = 256
 NO_TOKEN = -1
 SPACE_MARK = "\u2581"
 """What stands for a space in the vocabularies of SentencePiece."""
+MOST_GAPS = 1024
+"""Ids without a token beyond as many as there are tokens: memory is that of a file, not of a number in it."""
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 """A byte in these vocabularies, of a character that is no token."""
 _FACTOR = 0x9E3779B97F4A7C15
@@ -180,7 +182,10 @@ def _subwords_of(file: _TokenizerFile) -> Subwords:
         if byte or token in added_bytes:
             spare.append(number)  # a character's own token comes first
         tokens[number] = token
-    return Subwords([tokens.get(number) for number in range(max(tokens, default=-1) + 1)], spare)
+    size = max(tokens, default=-1) + 1
+    if size > 2 * len(tokens) + MOST_GAPS:
+        raise ValueError(f"ids reach {size - 1}, but there are {len(tokens)} tokens only")
+    return Subwords([tokens.get(number) for number in range(size)], spare)
 
 
 def byte_symbols() -> list[str]:

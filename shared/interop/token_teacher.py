@@ -6,11 +6,9 @@ window that begins inside a document begins with the same id. After its text a d
 probability is that of the document ending.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import load_making
@@ -129,12 +127,8 @@ def _load(folder: Path, config: _Config) -> FlatTransformer:
     held = {theirs: tensors.shape(theirs) for theirs in ours.values() if theirs in names}
     check_shapes(held, {theirs: shapes[name] for name, theirs in ours.items()}, InteropError, f"{folder}: ")
 
-    def state() -> Iterator[tuple[str, Tensor]]:
-        for name in shapes:
-            rows = [tensors.read(ours[name])] if name in ours else list(blocks.read(name))
-            yield name, torch.cat(rows).float()
-
-    found = dict(state())
+    read = {theirs: tensors.read(theirs).float() for theirs in set(ours.values())}  # one tensor where two are tied
+    found = {name: read[ours[name]] if name in ours else torch.cat(list(blocks.read(name))).float() for name in shapes}
     if broken := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
         raise InteropError(f"{folder}: {ours.get(broken[0], broken[0])} has values that are not finite numbers")
     model.load_state_dict(found, strict=True, assign=True)

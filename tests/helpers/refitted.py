@@ -1,7 +1,7 @@
 """Datasets whose content was changed, with sizes and checksums that fit again: what readers must refuse otherwise."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,11 @@ def fit(folder: Path, most: int = 2**30) -> None:
     change_manifest(folder, lambda values: values.update(bytes_on_disk=total))
 
 
-def fit_targets(folder: Path, most: int = 2**30) -> None:
-    """Make what table and targets.json say of files of targets fit, but for those that are larger than ``most``."""
+def fit_targets(folder: Path, most: int = 2**30, changes: Mapping[str, Values] | None = None) -> None:
+    """Make what table and targets.json say of files of targets fit, but for those that are larger than ``most``.
+
+    ``changes``: values of rows of the table that are to be others, by name.
+    """
     path = folder / "shards.arrow"
     table = pa.ipc.open_file(path.read_bytes()).read_all()
     rows = table.to_pylist()
@@ -72,6 +75,7 @@ def fit_targets(folder: Path, most: int = 2**30) -> None:
         file = folder / row["name"]
         if file.is_file() and file.stat().st_size < most:
             row["bytes"], row["sha256"] = file.stat().st_size, bytes.fromhex(file_sha256(file))
+        row |= (changes or {}).get(row["name"], {})
     with mapped_file(str(path), table.schema) as writer:
         for batch in pa.Table.from_pylist(rows, table.schema).combine_chunks().to_batches():
             writer.write_batch(batch)

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from helpers.dataset_examples import SPACE, document, in_two_parts, save_dataset
 from helpers.pipeline_helpers import environment
+from helpers.refitted import fit_targets
 from helpers.rewriting_examples import files
 from helpers.subword_examples import LINES
 from helpers.target_examples import teacher_folder
@@ -106,6 +109,30 @@ def test_files_hold_what_was_counted_and_are_found_in_order(
         assert run("verify", place / "data", "--targets", tmp_path / "targets") == 1
         assert name in capsys.readouterr().out
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"end": -1.0}, "target 0 of document 0 has probabilities that do not sum to 1"),
+        ({"symbols": 70}, "target 0 of document 0 has a symbol twice"),
+        ({"logs": [-9, -1, -1, -1, -1, -1, -1, -1]}, "has symbols that are not the most probable first"),
+        ({"largest_rest": 0.5}, "largest_rest is"),
+    ],
+)
+def test_whole_files_of_wrong_targets_are_found(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], problem: str
+) -> None:
+    folder = tmp_path / "targets"
+    shutil.copytree(place / "targets" / "train", folder)
+    path = folder / "shard-00001.targets"
+    arrays = safetensors.numpy.load_file(path)
+    for name in change.keys() & arrays.keys():
+        arrays[name][0] = change[name]
+    safetensors.numpy.save_file(arrays, path)
+    fit_targets(folder, changes={"shard-00001.targets": {name: change[name] for name in change.keys() - arrays.keys()}})
+    assert run("verify", place / "data" / "train", "--targets", folder) == 1
+    assert problem in capsys.readouterr().out
 
 
 def test_every_recut_of_the_dataset_has_the_same_targets(place: Path, tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ def test_a_vocabulary_that_some_texts_have_no_tokens_of_is_refused() -> None:
         Subwords([*BYTES, b""])
 
 
+def test_one_large_id_does_not_take_memory(folder, tmp_path: Path) -> None:
+    content = json.loads((folder / TOKENIZER_FILE).read_text())
+    content["model"]["vocab"]["thethe"] = 2**24 - 1
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="ids reach 16777215, but there are 297 tokens"):
+        load_subwords(tmp_path)
+
+
 def test_a_damaged_folder_is_refused_in_one_line(folder, tmp_path: Path) -> None:
     making = load_making(folder)
     copy_tokenizer(folder, tmp_path / "copy", making.identity)
