@@ -9,7 +9,7 @@ from helpers.tiny_runs import NONE, STACK, STATIC, run_identity_of, tiny_data, t
 from shared.errors import ConfigError, IdentityError
 from trainer.provenance.identity import check_same
 from trainer.settings import TrainSettings, identity_dict
-from trainer.settings.recipe import check_recipe, load_recipe, parse_value, read_recipe, with_places
+from trainer.settings.recipe import check_recipe, load_recipe, read_recipe, with_places
 from trainer.settings.section import Section
 
 RECIPES = sorted(Path(__file__).parents[3].glob("trainer/recipes/*.toml"))
