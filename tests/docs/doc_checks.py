@@ -25,7 +25,7 @@ from trainer.experiments.scaling.grid import Grid
 from trainer.experiments.systems import Experiment
 from trainer.planning.plan import load_plan
 from trainer.settings import TrainSettings
-from trainer.settings.recipe import check_recipe, read_recipe
+from trainer.settings.recipe import check_recipe, read_recipe, with_places
 
 OTHERS = (
     "cd",
@@ -157,7 +157,7 @@ def check_piece(text: str, file: str | None) -> None:
                 whole["data"]["path"] = "DATA"
             if "kind" in piece.get("model", {}):
                 whole["model"] = {}
-            check_recipe(_laid_over(whole, piece), TrainSettings, Path("recipe.toml"))
+            check_recipe(with_places(_laid_over(whole, piece)), TrainSettings, Path("recipe.toml"))
         else:
             if file not in SCHEMAS:
                 raise DocsError(f"no block is part of {file}; there is {', '.join(SCHEMAS)}")

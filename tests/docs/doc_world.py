@@ -57,10 +57,16 @@ PREPARATIONS = {
         [],
         """
         python - <<'PROGRAM'
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
         from transformers import LlamaConfig, LlamaForCausalLM
+        tokenizer, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = level
+        special = dict(special_tokens=["<bos>", "<eos>"], initial_alphabet=level.alphabet())
+        tokenizer.train(["book.txt"], trainers.BpeTrainer(vocab_size=300, **special))
         shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=300)
         for folder in ("runs/llama", "runs/llama-chat"):
-            LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
+            LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=0, eos_token_id=1)).save_pretrained(folder)
+            tokenizer.save(f"{folder}/tokenizer.json")
         PROGRAM
         """,
     ),

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from shared.settings import Unit
+from trainer.settings.section import Section
 
 NAMES = {bool: "true | false", str: "text", dict: "table"}
 REQUIRED = "required"
@@ -84,6 +85,8 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) is Annotated:
         return sections_of(get_args(annotation)[0])
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if any(isinstance(member, type) and issubclass(member, Section) for member in members):
+        members = tuple(member for member in members if member is not NoneType)  # a recipe may be without it
     found = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
     return found if len(found) == len(members) else []
 

@@ -9,16 +9,16 @@ from helpers.tiny_runs import NONE, STACK, STATIC, run_identity_of, tiny_data, t
 from shared.errors import ConfigError, IdentityError
 from trainer.provenance.identity import check_same
 from trainer.settings import TrainSettings, identity_dict
-from trainer.settings.recipe import check_recipe, load_recipe
+from trainer.settings.recipe import check_recipe, load_recipe, read_recipe, with_places
 from trainer.settings.section import Section
 
 RECIPES = sorted(Path(__file__).parents[3].glob("trainer/recipes/*.toml"))
 
 
-def test_recipes_are_valid_with_a_path_and_a_folder_given() -> None:
+def test_recipes_are_valid_with_places_given() -> None:
     assert RECIPES
     for recipe in RECIPES:
-        load_recipe(recipe, ["--data.path", "x", "--run.out", "y"], TrainSettings)
+        check_recipe(with_places(read_recipe(recipe, [], TrainSettings)), TrainSettings, recipe)
 
 
 @pytest.mark.parametrize(
