@@ -19,6 +19,7 @@ M = the bytes of the N tokens and N more, T = the bytes and special ids of the N
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ END = BYTES
 """The column of the token ending; those of special ids follow it."""
 GATHERED = 1 << 22
 """Logits that are looked at together: memory is bounded, however long a text is."""
+MANY = 512
+"""Tokens that begin alike from which on rows about them are summed together: the larger part of all work is about few
+beginnings, that without any bytes and a space."""
 
 
 @dataclass(frozen=True)
@@ -105,30 +109,71 @@ class TokenTree:
         first = np.where(depth > 0, self._first[place], 0)
         last = np.where(depth > 0, self._last[place], len(self._ids))
         found = logits.new_full((len(token), END + 1 + len(self.specials)), -torch.inf)
-        for part in _parts(last - first):
-            self._fill(found[part], logits, token[part], depth[part], first[part], last[part])
+        ordered = logits.index_select(1, self._ids)
+        many = last - first >= MANY
+        self._fill_together(
+            found, ordered, *(array[many] for array in (np.arange(len(token)), token, first, last, depth))
+        )
+        few = np.flatnonzero(~many)
+        for part in _parts((last - first)[few]):
+            own = few[part]
+            self._fill(found, ordered, own, token[own], depth[own], first[own], last[own])
+        begins = np.flatnonzero(depth == 0)
+        found[begins, END + 1 :] = logits[token[begins]][:, self._special_ids]
+        found -= found.logsumexp(1, keepdim=True)
         goes_on = depth < np.maximum(self._lengths[ids], 1)[token]
         return ByteTargets(found, *(torch.from_numpy(x).to(logits.device) for x in (token, depth, goes_on)))
 
-    def _fill(
-        self, found: Tensor, logits: Tensor, token: np.ndarray, depth: np.ndarray, first: np.ndarray, last: np.ndarray
+    def _fill_together(
+        self,
+        found: Tensor,
+        ordered: Tensor,
+        row: np.ndarray,
+        token: np.ndarray,
+        first: np.ndarray,
+        last: np.ndarray,
+        depth: np.ndarray,
     ) -> None:
-        """Rows of `ByteTargets.logs`, from the tokens ``first`` to ``last`` that each is about."""
-        device, counts = logits.device, last - first
+        """Fill rows of `ByteTargets.logs`, those about the same beginning together: what may follow it is the same.
+
+        int64 arrays of as many as rows; ``ordered``: [N, U], the logits in the order of tokens.
+        """
+        order = np.lexsort((depth, last, first))
+        keys = np.stack([first, last, depth])[:, order]
+        bounds = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(0)) + 1
+        for low, high in pairwise([0, *bounds.tolist(), len(order)] if len(order) else []):
+            begin, end, known = keys[:, low].tolist()
+            symbols, sizes = torch.unique_consecutive(self._symbols[begin:end, known], return_counts=True)
+            lengths, together = sizes.tolist(), max(GATHERED // (end - begin), 1)
+            for start in range(low, high, together):
+                own = order[start : min(start + together, high)]
+                values = ordered[torch.from_numpy(token[own]).to(ordered.device), begin:end]
+                summed = torch.stack([part.logsumexp(1) for part in values.split(lengths, 1)], 1)
+                found[torch.from_numpy(row[own]).to(found.device)[:, None], symbols.long()] = summed
+
+    def _fill(
+        self,
+        found: Tensor,
+        ordered: Tensor,
+        place: np.ndarray,
+        token: np.ndarray,
+        depth: np.ndarray,
+        first: np.ndarray,
+        last: np.ndarray,
+    ) -> None:
+        """The same of rows that are each about few tokens, all at once. ``place``: the rows."""
+        device, counts = ordered.device, last - first
         row = np.repeat(np.arange(len(token)), counts)
         rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
-        rows, ranks, tokens, depths = (torch.from_numpy(x).to(device) for x in (row, rank, token, depth))
-        values = logits[tokens[rows], self._ids[ranks]]
+        rows, ranks, tokens, depths, places = (torch.from_numpy(x).to(device) for x in (row, rank, token, depth, place))
+        values = ordered[tokens[rows], ranks]
         # Tokens with the same next symbol are neighbours: the one that ends here first, and then byte by byte.
-        place, sizes = torch.unique_consecutive(
-            rows * found.shape[1] + self._symbols[ranks, depths[rows]], return_counts=True
+        target, sizes = torch.unique_consecutive(
+            places[rows] * found.shape[1] + self._symbols[ranks, depths[rows]], return_counts=True
         )
         largest = torch.segment_reduce(values, "max", lengths=sizes)
         summed = torch.segment_reduce((values - largest.repeat_interleave(sizes)).exp(), "sum", lengths=sizes)
-        found.view(-1)[place] = summed.log() + largest
-        begins = depths == 0
-        found[begins, END + 1 :] = logits[tokens[begins]][:, self._special_ids]
-        found -= found.logsumexp(1, keepdim=True)
+        found.view(-1)[target] = summed.log() + largest
 
 
 def _neighbours(symbols: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,11 @@ def by_definition(logp: np.ndarray, tokens: list[bytes | None], known: bytes) ->
 
 @pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("spread", [1.0, 300.0])
-def test_every_row_is_the_definition_and_a_tokens_rows_multiply_to_its_probability(seed: int, spread: float) -> None:
+@pytest.mark.parametrize("many", [1, 5, byte_targets.MANY], ids=["together", "some together", "one by one"])
+def test_every_row_is_the_definition_and_a_tokens_rows_multiply_to_its_probability(
+    seed: int, spread: float, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_targets, "MANY", many)
     tokens = vocabulary(seed)
     tree = TokenTree(tokens)
     generator = torch.Generator().manual_seed(seed)
