@@ -11,6 +11,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from shared.errors import ConfigError
 from shared.io.display.progress import Progress
 from shared.io.display.terminal import show
 from trainer.commands.compare import add_experiment_arguments, code_of, common, seeds
@@ -64,6 +65,9 @@ def named_text(text: str) -> tuple[str, str]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it and print what was found; returns the exit code."""
+    names = [name for name, _ in arguments.new]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"--new names {twice[0]} twice; give each text a name of its own")
     given = common(arguments, load_experiment(arguments.systems))
     request = AdaptationRequest(
         **given,

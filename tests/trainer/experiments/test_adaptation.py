@@ -240,6 +240,8 @@ def test_some_methods_can_be_chosen_and_an_unknown_one_is_named(tmp_path: Path) 
     )
     check_request(request)
     assert request.methods == [("adapted", "own")]
+    with pytest.raises(ConfigError, match="base is the name of the base"):
+        check_request(replace(request, new={"base": corpus}))
     with pytest.raises(ConfigError, match=r"--only base-own: .* there is adapted-own, adapted-base"):
         check_request(replace(request, only=["base-own"]))
 
@@ -250,3 +252,8 @@ def test_a_text_needs_a_name_and_a_path(tmp_path: Path, capsys: pytest.CaptureFi
         main(["adaptation", "a.txt", "--new", text, "--out", str(tmp_path / "out")])
     assert "--new" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_two_texts_have_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adaptation", "a.txt", "--new", "el=a", "el=b", "--out", str(tmp_path / "out")]) == 2
+    assert "--new names el twice" in capsys.readouterr().err

@@ -169,6 +169,8 @@ def check_request(request: AdaptationRequest) -> None:
     experiment, base = request.experiment, request.base
     if len(experiment.systems) < 2:
         raise ConfigError(f"--systems: {base} is the base; add a system that begins with it")
+    if base in request.new:
+        raise ConfigError(f"--new {base}=...: {base} is the name of the base; choose another")
     known = list(map("-".join, replace(request, only=()).methods))
     for name in request.only:
         if name not in known:
