@@ -31,7 +31,7 @@ BLOCKS = [block for block in all_blocks() if block.language in RUN]
 TRIED = [block for block in BLOCKS if not block.elsewhere]
 
 
-LONG = ("make train", "make compare", "make scaling", "make entropy", "make adaptation", "trainer compare")
+LONG = ("make train", "make compare", "make scaling", "make entropy", "trainer adaptation", "trainer compare")
 """What begins so trains several models."""
 
 
