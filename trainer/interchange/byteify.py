@@ -1,28 +1,34 @@
 """From a token model and a recipe to a model folder to start from: its blocks in the middle, everything else new."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from tomli_w import dumps as to_toml
 from torch import Tensor
 
 from shared.errors import ConfigError, ModelFileError
 from shared.interop.described import is_ours, read_json
+from shared.interop.embedding import teacher_embedding
 from shared.interop.token_models import TokenModelBlocks
 from shared.io.display.progress import Progress
 from shared.io.files.atomic import write_atomic
 from shared.io.files.outputs import check_apart, whole_folder
 from shared.io.files.path_kinds import model_folder_at
+from shared.layers.batch import Patches, segments
 from shared.model_folder.files import build_model
 from shared.model_folder.identity import CONFIG_FILE, load_settings
 from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import BltSettings, FlatSettings
+from shared.models.blt import LocalEncoder
 from shared.models.initialise import initial_value, without_values
 from shared.stack_settings import StackSettings
+from shared.vocabulary import OFFSET, VOCABULARY_SIZE
 from trainer.interchange.folders import finite, write_model
 from trainer.memory.parameters import parameter_shapes
 from trainer.provenance.identity import START_RECIPE
@@ -36,6 +42,8 @@ GIVEN = {
     "--start.": "a run of the new recipe starts from the folder that is written",
 }
 """Keys that cannot be given, and why."""
+PROBED = 2048
+"""Bytes on which the size of patch vectors is found."""
 IMPORTED_RATE = 0.1
 """Share of the learning rate that the imported part begins with (as in the paper)."""
 
@@ -115,6 +123,8 @@ class Byteified:
     """Parameters that were drawn from the seed."""
     left_out: list[str]
     """Its tensors that have no place."""
+    scale: float
+    """What patch vectors were multiplied by, to begin as large as the token model's embedding."""
 
 
 def byteify(
@@ -123,7 +133,8 @@ def byteify(
     """Write OUT as a model folder around the blocks of a token model, and OUT/recipe.toml to train it.
 
     One tensor at a time is in memory. Other parameters are those that a run of the recipe without a start would begin
-    with.
+    with, but for what writes patch vectors: that is scaled, so that the blocks read numbers as large as they have
+    learned to (`entrance`).
 
     Raises ConfigError for a recipe that does not fit, InteropError or ModelFileError for a token model that does not,
     FileExistsError when OUT is there.
@@ -134,11 +145,16 @@ def byteify(
     with without_values():
         shapes = {name: tensor.shape for name, tensor in build_model(settings.model).state_dict().items()}
     imported = {f"global_.{name}" for name in blocks.names()}
+    scale = math.sqrt(teacher_embedding(source).mean_square) / entrance(settings.model, settings.run.seed)
+    if not 0 < scale < math.inf:
+        raise ModelFileError(f"{source} has an embedding of zeros, NaN or inf")
+    scaled = written_by(settings.model)
 
     def produce(name: str) -> Tensor | Iterable[Tensor]:
         if name in imported:
             return blocks.read(name.removeprefix("global_."))
-        return initial_value(name, shapes[name], settings.run.seed)
+        value = initial_value(name, shapes[name], settings.run.seed)
+        return value * scale if name in scaled else value
 
     plan = [(name, shape, torch.float32) for name, shape in shapes.items()]
     check_apart(out, [source])
@@ -147,7 +163,33 @@ def byteify(
         write_atomic(folder / START_RECIPE, f"# {recipe} around the blocks of {source}\n{to_toml(values)}")
     taken = sum(shapes[name].numel() for name in imported)
     new = sum(shape.numel() for shape in shapes.values()) - taken
-    return Byteified(blocks.stack, blocks.architecture, taken, new, blocks.left_out())
+    return Byteified(blocks.stack, blocks.architecture, taken, new, blocks.left_out(), scale)
+
+
+def written_by(settings: BltSettings) -> set[str]:
+    """Names of the matrices to which what the global transformer reads is proportional, all of them together."""
+    if settings.queries * settings.encoder.width != settings.global_.width:
+        return {"global_.input_projection.weight"}
+    crosses = {f"encoder.cross.{number}.output.weight" for number in range(settings.encoder_crosses)}
+    return {"encoder.patch_projection.weight", *crosses}
+
+
+@torch.no_grad()
+def entrance(settings: BltSettings, seed: int) -> float:
+    """Root of the mean square of what the global transformer reads at the beginning, over random bytes in patches of
+    four, the n-gram tables left out.
+    """
+    encoder, stack = LocalEncoder(settings), settings.encoder
+    for name, parameter in encoder.named_parameters():
+        parameter.copy_(initial_value(f"encoder.{name}", parameter.shape, seed))
+    ids = torch.randint(OFFSET, VOCABULARY_SIZE, (PROBED,), generator=torch.Generator().manual_seed(seed))
+    owner = torch.arange(PROBED) // 4
+    patches = Patches(owner, owner, segments([PROBED // 4]))
+    _, vectors = encoder(ids, torch.zeros(PROBED, stack.width), segments([PROBED]), patches)
+    inputs = vectors.flatten(1)
+    if (width := settings.global_.width) != inputs.shape[1]:
+        inputs = F.linear(inputs, initial_value("global_.input_projection.weight", (width, inputs.shape[1]), seed))
+    return math.sqrt(float(inputs.double().square().mean()))
 
 
 def new_recipe(
