@@ -30,6 +30,7 @@ EXCEPTIONS = {
     "shared.models.spacebyte": "a kind of model",
     "trainer.checkpoints.retention": "which checkpoints stay: pure, apart from how they are written",
     "trainer.data.sampling.streams": "the order of a subset's documents, which planning asks for",
+    "trainer.data.teacher": "a feature that one section of a recipe turns on",
     "trainer.distributed.activation_checkpointing": "a feature that one key turns on",
     "trainer.distributed.float8": "a feature that one key turns on",
     "trainer.distributed.loopback": "replaces a part of torch, for the launcher alone",

@@ -1,7 +1,4 @@
-"""The teacher of a run that distils: its targets and tokens for the training data, and what identifies them.
-
-Free of torch, as the rest of what a finished run is recognised by.
-"""
+"""The teacher of a run that distils: its targets and tokens for the training data, and what identifies them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
