@@ -30,6 +30,9 @@ END = BYTES
 GATHERED = 1 << 22
 """Logits that are looked at together: memory is bounded, however long a text is."""
 
+ALIKE = 1 << 13
+"""Logits from which on rows about the same tokens are summed together: a third of the time, with 4,096 ids."""
+
 
 @dataclass(frozen=True)
 class ByteTargets:
@@ -105,30 +108,73 @@ class TokenTree:
         first = np.where(depth > 0, self._first[place], 0)
         last = np.where(depth > 0, self._last[place], len(self._ids))
         found = logits.new_full((len(token), END + 1 + len(self.specials)), -torch.inf)
-        for part in _parts(last - first):
-            self._fill(found[part], logits, token[part], depth[part], first[part], last[part])
+        left = np.ones(len(token), bool)
+        for rows in self._alike(depth, first, last):
+            self._fill_alike(
+                found, logits, rows, token[rows], int(depth[rows[0]]), int(first[rows[0]]), int(last[rows[0]])
+            )
+            left[rows] = False
+        others = np.flatnonzero(left)
+        for part in _parts((last - first)[others]):
+            own = others[part]
+            self._fill(found, logits, own, token[own], depth[own], first[own], last[own])
+        begins = torch.from_numpy(depth == 0).to(logits.device)
+        found[begins, END + 1 :] = logits[torch.from_numpy(token[depth == 0]).to(logits.device)][:, self._special_ids]
+        found -= found.logsumexp(1, keepdim=True)
         goes_on = depth < np.maximum(self._lengths[ids], 1)[token]
         return ByteTargets(found, *(torch.from_numpy(x).to(logits.device) for x in (token, depth, goes_on)))
 
-    def _fill(
-        self, found: Tensor, logits: Tensor, token: np.ndarray, depth: np.ndarray, first: np.ndarray, last: np.ndarray
+    def _alike(self, depth: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[np.ndarray]:
+        """Rows that are about the same beginning, where together they are about ALIKE tokens or more.
+
+        Most of the work is in few of them: those of no bytes, which are about all tokens, and of a space.
+        """
+        beginnings = (first * (len(self._ids) + 1) + last) * self._symbols.shape[1] + depth
+        _, kinds, counts = np.unique(beginnings, return_inverse=True, return_counts=True)
+        order = np.argsort(kinds, kind="stable")
+        for stop, count in zip(np.cumsum(counts).tolist(), counts.tolist()):
+            rows = order[stop - count : stop]
+            if count * (last[rows[0]] - first[rows[0]]) >= ALIKE:
+                yield rows
+
+    def _fill_alike(
+        self, found: Tensor, logits: Tensor, row: np.ndarray, token: np.ndarray, depth: int, first: int, last: int
     ) -> None:
-        """Rows of `ByteTargets.logs`, from the tokens ``first`` to ``last`` that each is about."""
+        """Sums of `ByteTargets.logs` for rows that are all about the tokens ``first`` to ``last``."""
+        symbols, sizes = torch.unique_consecutive(self._symbols[first:last, depth].long(), return_counts=True)
+        rows, tokens = (torch.from_numpy(x).to(logits.device) for x in (row, token))
+        together = max(GATHERED // (last - first), 1)
+        for own, asked in zip(rows.split(together), tokens.split(together)):
+            values = logits[asked][:, self._ids[first:last]]
+            lengths = sizes.repeat(len(own), 1)
+            largest = torch.segment_reduce(values, "max", lengths=lengths, axis=1)
+            values = (values - largest.repeat_interleave(sizes, 1)).exp_()
+            summed = torch.segment_reduce(values, "sum", lengths=lengths, axis=1)
+            found[own[:, None], symbols] = summed.log() + largest
+
+    def _fill(
+        self,
+        found: Tensor,
+        logits: Tensor,
+        rows_of: np.ndarray,
+        token: np.ndarray,
+        depth: np.ndarray,
+        first: np.ndarray,
+        last: np.ndarray,
+    ) -> None:
+        """The same for the rows ``rows_of``, each about the tokens ``first`` to ``last`` of its own."""
         device, counts = logits.device, last - first
         row = np.repeat(np.arange(len(token)), counts)
         rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
-        rows, ranks, tokens, depths = (torch.from_numpy(x).to(device) for x in (row, rank, token, depth))
+        rows, ranks, tokens, depths, own = (torch.from_numpy(x).to(device) for x in (row, rank, token, depth, rows_of))
         values = logits[tokens[rows], self._ids[ranks]]
         # Tokens with the same next symbol are neighbours: the one that ends here first, and then byte by byte.
         place, sizes = torch.unique_consecutive(
-            rows * found.shape[1] + self._symbols[ranks, depths[rows]], return_counts=True
+            own[rows] * found.shape[1] + self._symbols[ranks, depths[rows]], return_counts=True
         )
         largest = torch.segment_reduce(values, "max", lengths=sizes)
         summed = torch.segment_reduce((values - largest.repeat_interleave(sizes)).exp(), "sum", lengths=sizes)
         found.view(-1)[place] = summed.log() + largest
-        begins = depths == 0
-        found[begins, END + 1 :] = logits[tokens[begins]][:, self._special_ids]
-        found -= found.logsumexp(1, keepdim=True)
 
 
 def _neighbours(symbols: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
