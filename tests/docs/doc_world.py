@@ -61,7 +61,7 @@ PREPARATIONS = {
             --out runs/stdlib/tokens --workers 1
         torchrun --standalone trainer/main.py trainer/recipes/entropy-small.toml --data.path runs/stdlib/tokens \\
             --run.out runs/stdlib/teacher --model.kind flat --model.vocabulary 300
-        python -m pipeline targets runs/stdlib/corpus --teacher runs/stdlib/teacher --out runs/stdlib/targets --workers 1
+        python -m pipeline targets runs/stdlib/corpus --teacher runs/stdlib/teacher --out runs/stdlib/targets
         """,
     ),
     "llama": (
