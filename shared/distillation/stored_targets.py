@@ -59,8 +59,8 @@ class StoredTargets:
             return f"symbol {wrong}, there are {vocabulary}"
         for name in ("logs", "end", "rest"):
             # Of NaN no comparison is true.
-            if not getattr(self, name).max(initial=-np.inf) <= LARGEST_LOG:
-                return f"{name} has {getattr(self, name).max()}, which is no logarithm of a probability"
+            if not (largest := getattr(self, name).max(initial=-np.inf)) <= LARGEST_LOG:
+                return f"{name} has {largest}, which is no logarithm of a probability"
         return None
 
     def next_bytes(self) -> np.ndarray:
@@ -68,7 +68,9 @@ class StoredTargets:
         kept = np.column_stack([self.logs, self.rest]).astype(np.float32)
         # What has no probability at all but END's, a rounding of the teacher's, is the rest's.
         kept[np.isneginf(kept).all(1), -1] = 0
-        return kept - np.logaddexp.reduce(kept, axis=1, keepdims=True)
+        kept -= kept.max(1, keepdims=True)  # np.logaddexp.reduce does the same at a third of the speed
+        normalised: np.ndarray = kept - np.log(np.exp(kept).sum(1, keepdims=True))
+        return normalised
 
 
 def stored_targets(

@@ -53,6 +53,17 @@ PREPARATIONS = {
         cp -r runs/stdlib runs/tldr-train
         """,
     ),
+    "targets": (
+        ["train"],
+        """
+        python -m pipeline tokenizer runs/stdlib/corpus --vocabulary 300 --out runs/stdlib/tokenizer
+        python -m pipeline recut runs/stdlib/corpus --rule bpe --tokenizer runs/stdlib/tokenizer \\
+            --out runs/stdlib/tokens --workers 1
+        torchrun --standalone trainer/main.py trainer/recipes/entropy-small.toml --data.path runs/stdlib/tokens \\
+            --run.out runs/stdlib/teacher --model.kind flat --model.vocabulary 300
+        python -m pipeline targets runs/stdlib/corpus --teacher runs/stdlib/teacher --out runs/stdlib/targets
+        """,
+    ),
     "llama": (
         [],
         """

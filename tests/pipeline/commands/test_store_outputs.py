@@ -1,19 +1,25 @@
 """Commands that make datasets from datasets, and tokenizers, with an --out on an object store."""
 
+import pickle
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import object_store
 from helpers.pipeline_helpers import STATIC, preprocess, some_records, write_jsonl
+from helpers.target_examples import teacher_folder
 
 from pipeline.__main__ import main
+from shared.distillation.targets_folder import open_targets
 from shared.errors import StorageError
 from shared.io.files.digests import file_sha256
 from shared.io.stores.lease import leased
 from shared.io.stores.store import UrlStore, open_store
+from shared.shards.cache import FileCache
+from shared.shards.open import open_dataset
 
 pytestmark = pytest.mark.drill  # hundreds of requests to a real object store each
 
@@ -23,6 +29,7 @@ COMMANDS = {
     "webdataset": ["convert", "SOURCE", "--to", "webdataset"],
     "parquet": ["convert", "SOURCE", "--to", "parquet"],
     "split": ["split", "SOURCE/train", "--validation-fraction", 0.3],
+    "targets": ["targets", "SOURCE", "--teacher", "SOURCE-model/teacher"],
     "tokenizer": ["tokenizer", "SOURCE", "--vocabulary", 270],
 }
 
@@ -35,6 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert preprocess(folder, "--out", folder.parent / "out", *STATIC, "--split-bytes", 8000) == 0
     write_jsonl(folder / "0.jsonl", some_records(12, words=9))
     assert preprocess(folder / "0.jsonl", "--out", folder.parent / "out-other", *STATIC) == 0
+    teacher_folder(folder.parent / "out-model")
     return folder.parent / "out"
 
 
@@ -75,6 +83,20 @@ def made(source: Path, store_endpoint: str) -> Callable[[str], str]:
 def test_the_files_are_those_of_a_folder(name: str, source: Path, made: Callable[[str], str], tmp_path: Path) -> None:
     assert run(name, source, tmp_path / "out") == 0
     assert hashes(made(name), tmp_path / "fetched") == local(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_targets_behind_a_url_are_read_through_the_cache(
+    source: Path, made: Callable[[str], str], tmp_path: Path
+) -> None:
+    cache, dataset = FileCache(tmp_path / "cache"), open_dataset(source / "train")
+    targets = pickle.loads(pickle.dumps(open_targets(made("targets"), dataset, cache)))
+    assert run("targets", source, tmp_path / "out") == 0
+    here = open_targets(tmp_path / "out", dataset)
+    for row in range(len(dataset.shard_index(0))):
+        for theirs, ours in zip(targets.row(0, row), here.row(0, row)):
+            assert np.array_equal(theirs, ours)
+    assert main(["verify", str(source), "--targets", made("targets")]) == 0
 
 
 @pytest.mark.usefixtures("bucket")

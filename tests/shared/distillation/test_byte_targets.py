@@ -85,8 +85,11 @@ def test_rows_do_not_depend_on_what_is_gathered_together(monkeypatch: pytest.Mon
     ids = np.random.default_rng(0).integers(0, len(tokens), 40)
     logits = torch.randn(40, len(tokens))
     whole = TokenTree(tokens).targets(logits, ids)
-    monkeypatch.setattr(byte_targets, "GATHERED", 1)
-    assert torch.equal(TokenTree(tokens).targets(logits, ids).logs, whole.logs)
+    for alike in (1 << 20, 1, 100):
+        monkeypatch.setattr(byte_targets, "ALIKE", alike)
+        for gathered in (1 << 22, 1):
+            monkeypatch.setattr(byte_targets, "GATHERED", gathered)
+            assert torch.equal(TokenTree(tokens).targets(logits, ids).logs, whole.logs)
     assert whole.logs.dtype == torch.float32
     half = TokenTree(tokens).targets(logits.bfloat16(), ids).logs
     assert torch.equal(half, TokenTree(tokens).targets(logits.bfloat16().float(), ids).logs)
