@@ -141,7 +141,9 @@ def scaled(rate: float) -> list[str]:
 
 def command(*words: object) -> None:
     """A program of this repository."""
-    subprocess.run([sys.executable, *map(str, words)], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
 
 
 def per_byte(run: History) -> float:
