@@ -16,12 +16,13 @@ from shared.bpe.imported import read_tokenizer, write_imported
 from shared.distillation.targets_folder import TeacherIdentity
 from shared.distillation.teacher import CONTEXT, FlatTeacher, Frame, Teacher, TokenTeacher
 from shared.errors import IdentityError
-from shared.interop.described import Foreign, read_json
+from shared.interop.described import Foreign, is_ours, read_json
 from shared.interop.names import InteropError
 from shared.interop.token_models import CONFIG_FILE, Count, TokenModelBlocks
 from shared.io.files.digests import digest, file_sha256
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.files.scratch import scratch
+from shared.model_folder.identity import model_sha256
 from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import FlatSettings
@@ -73,7 +74,7 @@ class TransformersTeacher(TokenTeacher):
             raise InteropError(f"{path}: max_position_embeddings is {reach}, so that no window has {context} tokens")
         model = _load(folder, config)
         identity = TeacherIdentity(
-            sha256=_model_sha256(folder),
+            sha256=teacher_sha256(folder),
             vocabulary=config.vocab_size,
             tokenizer=sha256,
             context=context or min(reach, CONTEXT),
@@ -135,8 +136,12 @@ def _load(folder: Path, config: _Config) -> FlatTransformer:
     return model.eval()
 
 
-def _model_sha256(folder: Path) -> str:
-    """Of what is read of a model: its configuration and the files of its tensors."""
+def teacher_sha256(folder: Path) -> str:
+    """Of what is read of a token model: of one of ours that of its folder, of others its configuration and the files of
+    its tensors. Raises InteropError or ModelFileError.
+    """
+    if is_ours(read_json(folder / CONFIG_FILE)):
+        return model_sha256(folder)
     files = [folder / CONFIG_FILE, *TensorFolder(folder).files()]
     return digest({path.name: file_sha256(path) for path in files})
 
@@ -149,5 +154,5 @@ def open_teacher(
     Arguments and errors are those of `TransformersTeacher` and `FlatTeacher`.
     """
     folder = model_folder_at(model)
-    theirs = "kind" not in read_json(folder / CONFIG_FILE)
-    return (TransformersTeacher if theirs else FlatTeacher)(folder, tokenizer, context, device)
+    ours = is_ours(read_json(folder / CONFIG_FILE))
+    return (FlatTeacher if ours else TransformersTeacher)(folder, tokenizer, context, device)

@@ -15,6 +15,7 @@ from shared.distillation.byte_targets import TokenTree
 from shared.distillation.stored_targets import TargetFormat, stored_targets
 from shared.distillation.targets_folder import TargetsIdentity, TeacherIdentity
 from shared.distillation.targets_writer import TargetsWriter, commit_targets
+from shared.model_folder.identity import model_sha256
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
 from shared.vocabulary import BOS, EOS
@@ -31,8 +32,8 @@ STUDENT = {
 }
 
 
-def write_random_targets(folder: Path, tokens: Dataset, seed: int = 0, teacher: str = "0" * 64) -> Path:
-    """What a teacher of random logits says of a dataset of rule bpe."""
+def write_random_targets(folder: Path, tokens: Dataset, teacher: Path, seed: int = 0) -> Path:
+    """Random logits as if a teacher said them of a dataset of rule bpe."""
     encoder = SubwordEncoder(tokens.tokenizer)
     tree, making = TokenTree(encoder.subwords.tokens), load_making(tokens.tokenizer)
     entries = []
@@ -45,7 +46,9 @@ def write_random_targets(folder: Path, tokens: Dataset, seed: int = 0, teacher: 
                 special_ids = [None, BOS, EOS, None]
                 writer.add(stored_targets(tree.targets(logits, ids), special_ids, FORM))
         entries.append(writer.entry)
-    identity = TeacherIdentity(sha256=teacher, vocabulary=making.vocabulary, tokenizer=making.sha256, context=64)
+    identity = TeacherIdentity(
+        sha256=model_sha256(teacher / "model"), vocabulary=making.vocabulary, tokenizer=making.sha256, context=64
+    )
     commit_targets(folder, TargetsIdentity(teacher=identity, form=FORM), entries, tokens)
     return folder
 
@@ -63,7 +66,7 @@ def teacher_and_student(folder: Path) -> Path:
     )
     made = ["byteify", folder / "teacher", folder / "student", "--recipe", recipe]
     assert trainer([*map(str, made)]) == 0
-    write_random_targets(folder / "targets" / "train", open_dataset(folder / "tokens" / "train"))
+    write_random_targets(folder / "targets" / "train", open_dataset(folder / "tokens" / "train"), folder / "teacher")
     return folder
 
 

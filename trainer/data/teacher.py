@@ -8,11 +8,10 @@ import numpy as np
 from shared.bpe.folder import check_tokenizer, load_making
 from shared.distillation.targets_folder import Targets, load_targets, open_targets
 from shared.errors import ConfigError, IdentityError
-from shared.interop.described import is_ours, read_json
-from shared.io.files.digests import digest, file_sha256
+from shared.interop.token_teacher import teacher_sha256
+from shared.io.files.digests import digest
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.stores.locations import Location, below
-from shared.model_folder.identity import CONFIG_FILE, model_sha256
 from shared.patching.settings import TokenizerIdentity
 from shared.shards.cache import FileCache
 from shared.shards.dataset import Dataset
@@ -73,24 +72,25 @@ def _require_alike(found: Sequence[Targets], recorded: TokenizerIdentity | None)
 
 
 def identity_of(settings: DistillationSettings, names: Sequence[str]) -> dict[str, str]:
-    """sha256 of the targets of each dataset, and of the teacher whose embedding is learned. Raises DatasetError."""
-    found = {}
-    if settings.probabilities:
-        assert settings.targets is not None
-        for name in names:
-            _, manifest = load_targets(_of(settings.targets, name), TRAIN_SPLIT)
-            found[prefixed(name, "targets")] = digest(manifest.model_dump(mode="json"))
+    """sha256 of the targets of each dataset, and of the teacher whose embedding is learned.
+
+    Raises DatasetError, and IdentityError where the targets come from another teacher.
+    """
+    found, sha256 = dict[str, str](), None
     if settings.embedding:
         assert settings.teacher is not None
         teacher = model_folder_at(settings.teacher)
         # It may be large, so that one rank of a node reads it for all.
-        found["model"] = once_a_node("teacher", lambda: teacher_sha256(teacher))
+        found["model"] = sha256 = once_a_node("teacher", lambda: teacher_sha256(teacher))
+    if settings.probabilities:
+        assert settings.targets is not None
+        for name in names:
+            where, manifest = load_targets(_of(settings.targets, name), TRAIN_SPLIT)
+            made_by = manifest.identity.teacher.sha256
+            if sha256 not in (None, made_by):
+                raise IdentityError(
+                    f"{where} comes from another teacher ({made_by[:12]}) than distillation.teacher {settings.teacher} "
+                    f"({sha256[:12]}); make the targets with it, or set distillation.embedding = 0"
+                )
+            found[prefixed(name, "targets")] = digest(manifest.model_dump(mode="json"))
     return found
-
-
-def teacher_sha256(folder: Path) -> str:
-    """Of a token model: of one of ours that of its folder, of others one of its settings and weights."""
-    if is_ours(read_json(folder / CONFIG_FILE)):
-        return model_sha256(folder)
-    files = sorted([folder / CONFIG_FILE, *folder.glob("*.safetensors")])
-    return digest({path.name: file_sha256(path) for path in files})

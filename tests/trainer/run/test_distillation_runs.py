@@ -152,7 +152,7 @@ def test_two_ranks_learn_what_one_does(place: Path, stage: str, tmp_path: Path) 
 
 def test_other_targets_make_another_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = place / "other-targets"
-    write_random_targets(other / "train", open_dataset(place / "tokens" / "train"), seed=1)
+    write_random_targets(other / "train", open_dataset(place / "tokens" / "train"), place / "teacher", seed=1)
     assert distil(place, "first", "--distillation.targets", other) != 0
     assert "teacher.targets" in complaint(capsys)
     assert distil(place, "first") == 0
@@ -160,10 +160,16 @@ def test_other_targets_make_another_run(place: Path, capsys: pytest.CaptureFixtu
 
 
 def test_what_does_not_fit_is_refused_in_a_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    targets = write_random_targets(
+        place / "of-another" / "train", open_dataset(place / "tokens" / "train"), place / "second"
+    ).parent
+    no_targets = ["--distillation.probabilities", "0"]
     refused = [
-        (["--distillation.embedding", "0", "--distillation.probabilities", "0"], "nothing is learned from a teacher"),
+        (["--distillation.embedding", "0", *no_targets], "nothing is learned from a teacher"),
         (["--distillation.targets", place / "nothing"], "nothing"),
-        (["--distillation.teacher", place / "student"], "a teacher is one of kind 'flat'"),
+        (["--distillation.targets", targets], "another teacher"),
+        (["--distillation.teacher", place / "student"], "another teacher"),
+        (["--distillation.teacher", place / "student", *no_targets], "a teacher is one of kind 'flat'"),
         (["--distillation.tokenizer", place / "spaces"], "not a tokenizer's folder"),
     ]
     for options, words in refused:
