@@ -251,8 +251,8 @@ class Targets:
     def row(self, shard: int, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The targets of a row as they are stored, n of them: symbols int16 [n, K], logs [n, K], end and rest [n].
 
-        The arrays lie in the mapped file. Raises DatasetError for a file that is missing or damaged, IdentityError for
-        that of other documents.
+        The arrays lie in the mapped file, and are not looked at. Raises DatasetError for a file that is missing or
+        damaged, IdentityError for that of other documents.
         """
         found = self._part(shard, row, 0, None)
         return found.symbols, found.logs, found.end, found.rest
@@ -261,9 +261,11 @@ class Targets:
         """Targets low to high (not included) of a row: symbols int16 [m, K], and float32 [m, K + 1] of
         `StoredTargets.next_bytes`.
 
-        Raises as `row` does.
+        Raises as `row` does, and DatasetError for what are no targets.
         """
         found = self._part(shard, row, low, high)
+        if (problem := found.problem(self._symbols)) is not None:
+            raise DatasetError(f"{self._path(shard)} is damaged: row {row} of its shard: {problem}")
         return found.symbols, found.next_bytes()
 
     def shards(self) -> Iterator[ShardTargets]:
@@ -281,16 +283,13 @@ class Targets:
         return _shard_targets(columns.slice(row, 1).to_pylist()[0])
 
     def _part(self, shard: int, row: int, low: int, high: int | None) -> StoredTargets:
-        """Targets of a row, of which everything is true that a reader relies on."""
+        """Targets of a row, from ``low`` to ``high`` or to its end."""
         places, arrays, _ = self._opened(shard)
         begin, count = int(places.rows[row]), int(places.counts[row])
         high = count if high is None else high
         assert 0 <= low <= high <= count
         part = slice(begin + low, begin + high)
-        found = StoredTargets(arrays.symbols[part], arrays.logs[part], arrays.end[part], arrays.rest[part])
-        if (problem := found.problem(self._symbols)) is not None:
-            raise DatasetError(f"{self._path(shard)} is damaged: row {row} of its shard: {problem}")
-        return found
+        return StoredTargets(arrays.symbols[part], arrays.logs[part], arrays.end[part], arrays.rest[part])
 
     def damaged_file(self, number: int) -> str | None:
         """Compare the file of a shard with the table now; one line if it is missing or damaged."""
