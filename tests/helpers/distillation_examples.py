@@ -22,14 +22,6 @@ from shared.vocabulary import BOS, EOS
 from trainer.__main__ import main as trainer
 
 FORM = TargetFormat(top=4)
-STUDENT = {
-    "kind": "blt",
-    "window": 64,
-    "ngrams": {"sizes": [3, 4], "rows": 64},
-    "encoder": STACK,
-    "global": STACK,
-    "decoder": STACK,
-}
 
 
 def write_random_targets(folder: Path, tokens: Dataset, teacher: Path, seed: int = 0) -> Path:
