@@ -58,6 +58,8 @@ class TeacherReader:
             document = slices.documents[number]
             for row_number, row in enumerate(reader.rows(document), document.first_row):
                 begin = max(row.start - 1, 0)
+                if begin >= stop:
+                    break
                 low, high = max(start, begin), min(stop, row.stop - 1 + row.last)
                 if low < high:
                     own = slice(at + low - start, at + high - start)
