@@ -20,7 +20,7 @@ from shared.bpe.folder import MADE_BY_FILE, MOST_BYTES, TOKENIZER_FILE, Tokenize
 from shared.bpe.vocabulary import SPACE_MARK
 from shared.errors import DatasetError
 from shared.io.files.atomic import write_atomic
-from shared.io.files.digests import file_sha256, in_short
+from shared.io.files.digests import in_short
 from shared.io.files.json_reader import parse_json, read_bounded
 from shared.io.files.scratch import scratch
 from shared.model_settings import MOST_IDS
@@ -30,6 +30,8 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Fa
 MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
 """The normalizer that has marks for spaces; the tokens' bytes have spaces again."""
 SPACES = [{"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}, {"type": "ByteFallback"}]
+SHOWN = 64
+"""Characters of a token that an error shows."""
 Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
 
 
@@ -217,15 +219,16 @@ def write_imported(path: Path, source: bytes, out: Path) -> TokenizerMaking:
             _check_added(encoder, imported.content["added_tokens"])
         except DatasetError as error:
             raise DatasetError(str(error).replace(str(folder / TOKENIZER_FILE), str(path))) from None
+    with refused_as(DatasetError, f"{path}: "):
+        making = TokenizerMaking(
+            imported_from=sha256(source).hexdigest(),
+            left_out=imported.left_out,
+            vocabulary=encoder.subwords.vocabulary,
+            longest=int(encoder.subwords.lengths.max()),
+            sha256=sha256(content.encode()).hexdigest(),
+            library=library.__version__,
+        )
     write_atomic(out / TOKENIZER_FILE, content)
-    making = TokenizerMaking(
-        imported_from=sha256(source).hexdigest(),
-        left_out=imported.left_out,
-        vocabulary=encoder.subwords.vocabulary,
-        longest=int(encoder.subwords.lengths.max()),
-        sha256=file_sha256(out / TOKENIZER_FILE),
-        library=library.__version__,
-    )
     write_atomic(out / MADE_BY_FILE, making.model_dump_json(indent=1) + "\n")
     return making
 
@@ -237,10 +240,11 @@ def _check_added(encoder: SubwordEncoder, added: list[dict[str, Any]]) -> None:
     """
     for token in added:
         number, name = token["id"], token["content"]
+        shown = repr(name) if len(name) <= SHOWN else f"{name[:SHOWN]!r}..."
         if (found := encoder.library.token_to_id(name)) != number:
             raise DatasetError(
-                f"{encoder.path}: the added token {name!r} has the id {number}, the library gives {found}"
+                f"{encoder.path}: the added token {shown} has the id {number}, the library gives {found}"
             )
         ids = encoder.ids(name.encode()).tolist()
         if not token["special"] and ids != [number]:
-            raise DatasetError(f"{encoder.path}: the added token {name!r} is not found in its own text")
+            raise DatasetError(f"{encoder.path}: the added token {shown} is not found in its own text")

@@ -78,9 +78,21 @@ def teacher_embedding(folder: Path) -> TeacherEmbedding:
     return found
 
 
-def _table(tensors: TensorFolder, name: str, folder: Path) -> Tensor:
+def embedding_size(folder: Path) -> int:
+    """U of the same folders; the table is not read. Raises ModelFileError for a folder that has none."""
+    folder = model_folder_at(folder)
+    tensors, name = TensorFolder(folder), OURS if is_ours(read_json(folder / CONFIG_FILE)) else THEIRS
+    _require(tensors, name, folder)
+    return tensors.shape(name)[0]
+
+
+def _require(tensors: TensorFolder, name: str, folder: Path) -> None:
     if name not in tensors.names():
         raise ModelFileError(f"{folder} has no tensor {name}: it is no token model that can be a teacher")
+
+
+def _table(tensors: TensorFolder, name: str, folder: Path) -> Tensor:
+    _require(tensors, name, folder)
     table = tensors.read(name)
     if table.dim() != 2 or not table.is_floating_point():
         raise ModelFileError(

@@ -23,7 +23,14 @@ from trainer.checkpoints.new_token_rows import NewIds
 from trainer.checkpoints.state import read_state
 from trainer.data.run_data import RunData
 from trainer.provenance.checkpoint_folders import STATE_NAME
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunIdentity, RunNumerics, save_identity
+from trainer.provenance.identity import (
+    IDENTITY_NAME,
+    ModelIdentity,
+    RunIdentity,
+    RunNumerics,
+    check_causal,
+    save_identity,
+)
 from trainer.provenance.origin import origin_of
 from trainer.settings import TrainSettings
 
@@ -79,10 +86,13 @@ def model_at(path: Path) -> Iterator[Path]:
 
 
 def _from_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """Raises ModelFileError when the checkpoint is damaged or not of its model, before there are any parameters."""
+    """Raises ModelFileError when the checkpoint is damaged or not of its model, IdentityError when it predicts no text,
+    before there are any parameters.
+    """
     if problem := unusable(checkpoint):
         raise ModelFileError(problem)
     state = read_state(checkpoint)
+    check_causal(state.identity, checkpoint)  # of the folder that is made here nothing would be left to begin with
     try:
         settings = TrainSettings.model_validate(state.config)
     except ValidationError as error:

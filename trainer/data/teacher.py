@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.bpe.folder import check_tokenizer, load_making
+from shared.bpe.folder import TOKENIZER_FILE, check_tokenizer, load_making
+from shared.bpe.vocabulary import load_subwords
 from shared.distillation.targets_folder import Targets, load_targets, open_targets
 from shared.errors import ConfigError, IdentityError
+from shared.interop.embedding import embedding_size
 from shared.interop.token_teacher import teacher_sha256
-from shared.io.files.digests import digest
+from shared.io.files.digests import differences, digest, in_short
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.stores.locations import Location, below
+from shared.model_folder.identity import TOKENIZER_FOLDER
 from shared.patching.settings import TokenizerIdentity
 from shared.shards.cache import FileCache
 from shared.shards.dataset import Dataset
@@ -56,14 +59,39 @@ def _tokenizer(settings: DistillationSettings, recorded: TokenizerIdentity | Non
         check_tokenizer(folder, recorded)
     else:
         load_making(folder)  # it is whole
+    assert settings.teacher is not None
+    _check_tokens(settings.teacher, folder)
     return folder
+
+
+def _check_tokens(teacher: Path, tokenizer: Path) -> None:
+    """Raise IdentityError unless each token of a tokenizer is that id of a teacher, whose embedding of it is learned.
+
+    Special ids may differ, as those of chat models do. A folder without tokenizer.json is asked for its size alone.
+    """
+    folder = model_folder_at(teacher)
+    own = folder / TOKENIZER_FOLDER if is_ours(read_json(folder / CONFIG_FILE)) else folder
+    tokens, size = load_subwords(tokenizer).tokens, embedding_size(folder)
+    known = load_subwords(own).tokens[:size] if (own / TOKENIZER_FILE).is_file() else tokens[:size]
+    for number, token in enumerate(tokens):
+        if token is not None and (number >= len(known) or known[number] != token):
+            there = repr(known[number]) if number < len(known) else f"none of its {size:,}"
+            raise IdentityError(
+                f"distillation.teacher {teacher} has other tokens than {tokenizer}: id {number} is {token!r}, of the "
+                f"teacher {there}; cut the data with the teacher's own (python -m pipeline tokenizer --from)"
+            )
 
 
 def _require_alike(found: Sequence[Targets], recorded: TokenizerIdentity | None) -> None:
     first = found[0].identity
+    # Machines may differ: what they compute differs by rounding alone, and each folder is in the run's identity.
+    kept = first.model_dump(mode="json", exclude={"numerics"})
     for other in found[1:]:
-        if other.identity != first:
-            raise IdentityError(f"{found[0].where} and {other.where} are not the targets of one teacher")
+        if lines := differences(kept, other.identity.model_dump(mode="json", exclude={"numerics"})):
+            raise IdentityError(
+                f"{found[0].where} and {other.where} differ ({in_short(lines)}): all targets of a run must come from "
+                "one teacher, made with the same options"
+            )
     if recorded is not None and first.teacher.tokenizer != recorded.sha256:
         raise IdentityError(
             f"{found[0].where} comes from a teacher with another tokenizer ({first.teacher.tokenizer[:12]}) than the "

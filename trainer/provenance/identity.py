@@ -159,13 +159,18 @@ def load_identity(path: Path, schema: type[I]) -> I:
 def model_identity(folder: Path) -> ModelIdentity:
     """Of a model folder that is to be used. Raises IdentityError, also for one that is not causal."""
     found = recorded_identity(folder)
-    if not found.is_causal:
-        raise IdentityError(
-            f"{folder} comes from the first stage of distillation, whose patches are tokens of the teacher: it sees "
-            "where they end and predicts no text. Train it on, on patches of another rule: start.model = "
-            f"{folder} (docs/distillation.md)"
-        )
+    check_causal(found, folder)
     return found
+
+
+def check_causal(identity: RunIdentity, where: Path) -> None:
+    """Raise IdentityError for the identity of a model, in a folder or a checkpoint, that predicts no text."""
+    if not identity.is_causal:
+        raise IdentityError(
+            f"{where} comes from the first stage of distillation, whose patches are tokens of the teacher: it sees "
+            f"where they end and predicts no text. Train it on, on patches of another rule: start.model = {where} "
+            "(docs/distillation.md)"
+        )
 
 
 def recorded_identity(folder: Path) -> ModelIdentity:

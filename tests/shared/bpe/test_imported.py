@@ -18,6 +18,7 @@ from shared.bpe.encoder import ChunkedSubwords, SubwordEncoder
 from shared.bpe.imported import imported_tokenizer
 from shared.distillation.byte_targets import TokenTree
 from shared.errors import DatasetError
+from shared.patching.settings import LONGEST_PATCH
 from shared.vocabulary import document_tokens
 
 PARTS = ["a", "B", "ab", "12", " ", "   ", "\n", "\n\n", "\r\n", "\t", ";", "'s", "//", "<|end|>", "<tool>", "<s>"]
@@ -149,6 +150,13 @@ def with_gap() -> dict[str, Any]:
     return content
 
 
+def with_token(text: str) -> dict[str, Any]:
+    """A further one in the vocabulary, as no merge makes it."""
+    content = changed(added_tokens=[])
+    content["model"]["vocab"][text] = len(content["model"]["vocab"])
+    return content
+
+
 BERT = {"type": "BertPreTokenizer"}
 REMOVING = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
 
@@ -167,6 +175,7 @@ REMOVING = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", 
         (changed("llama2", normalizer=None), "that marks spaces"),
         (without_byte(), "the byte 0x07 is no token"),
         (with_gap(), "the added token '<|pad|>' has the id"),
+        (with_token("x" * (LONGEST_PATCH + 1)), "longest: must be less than or equal to"),
         ({"model": {}}, "model.type is missing"),
         ([], "valid dictionary"),
     ],
@@ -179,6 +188,7 @@ def test_what_cannot_be_taken_over_is_refused_with_the_reason(content: Any, reas
     assert message.startswith(f"{model / 'tokenizer.json'}: ")
     assert reason in message
     assert "\n" not in message
+    assert len(message) < 400
     assert not (tmp_path / "out").exists()
 
 

@@ -13,10 +13,15 @@ from helpers.start_examples import complaint
 from helpers.tiny_runs import losses, metric_lines, quiet_environment, torchrun
 
 from pipeline.__main__ import main as pipeline
-from shared.model_folder.files import load_state
+from shared.errors import IdentityError
+from shared.model_folder.files import load_state, save_model
+from shared.model_folder.identity import load_settings
+from shared.shards.cache import FileCache
 from shared.shards.open import open_dataset
 from trainer.__main__ import main as command
+from trainer.data.teacher import open_teacher
 from trainer.main import main as train
+from trainer.settings import DistillationSettings
 
 ROOT = Path(__file__).parents[3]
 
@@ -112,6 +117,13 @@ def test_its_model_is_refused_where_text_is_predicted(
     assert "first stage of distillation" in complaint(capsys)
 
 
+def test_a_checkpoint_of_it_is_refused_by_its_own_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is made of it to be scored is gone when the error is read."""
+    checkpoint = place / "first" / "checkpoints" / "step-00000006"
+    assert command(["evaluate", str(checkpoint), str(place / "tokens" / "validation")]) != 0
+    assert f"start.model = {checkpoint} " in complaint(capsys)
+
+
 def test_the_second_stage_begins_with_it_on_patches_of_another_rule(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +169,40 @@ def test_other_targets_make_another_run(place: Path, capsys: pytest.CaptureFixtu
     assert "teacher.targets" in complaint(capsys)
     assert distil(place, "first") == 0
     assert "nothing to train" in capsys.readouterr().out
+
+
+def test_targets_of_two_datasets_come_from_one_teacher_on_any_machines(place: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(place / "tokens" / "train")
+    settings = DistillationSettings(targets=tmp_path, embedding=0)
+    write_random_targets(tmp_path / "one" / "train", dataset)
+    path = write_random_targets(tmp_path / "two" / "train", dataset) / "targets.json"
+    manifest = json.loads(path.read_text())
+    numerics = {"device": "cpu", "dtype": "float32", "torch": "2", "attention": "tiled", "stream_length": 64}
+    manifest["identity"]["numerics"] = numerics | {"threads": 1, "probe": "0" * 64}
+    path.write_text(json.dumps(manifest))
+    cache = FileCache(tmp_path / "cache")
+    assert open_teacher(settings, {"one": dataset, "two": dataset}, cache).top == 4
+    write_random_targets(tmp_path / "two" / "train", dataset, teacher="1" * 64)
+    with pytest.raises(IdentityError, match=r"two/train differ \(teacher\.sha256"):
+        open_teacher(settings, {"one": dataset, "two": dataset}, cache)
+
+
+def test_a_teacher_of_other_tokens_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With fewer ids, and with as many of which some have other bytes."""
+    fewer, others = tmp_path / "fewer", tmp_path / "others"
+    settings, tensors = load_settings(place / "teacher" / "model"), load_state(place / "teacher" / "model")[0]
+    cut = {name: tensor[:270] if len(tensor) == 290 else tensor for name, tensor in tensors.items()}
+    save_model(cut, settings.model_copy(update={"vocabulary": 270}), fewer)
+    shutil.copytree(place / "teacher" / "model", others)
+    path = others / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    named = {number: token for token, number in vocabulary.items()}
+    vocabulary[named[280]], vocabulary[named[281]] = 281, 280
+    path.write_text(json.dumps(content))
+    for teacher, words in ((fewer, "id 270 "), (others, "id 280 ")):
+        assert distil(place, "refused", "--distillation.teacher", teacher) != 0
+        assert words in complaint(capsys)
 
 
 def test_what_does_not_fit_is_refused_in_a_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
