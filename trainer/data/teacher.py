@@ -9,12 +9,13 @@ from shared.bpe.folder import TOKENIZER_FILE, check_tokenizer, load_making
 from shared.bpe.vocabulary import load_subwords
 from shared.distillation.targets_folder import Targets, load_targets, open_targets
 from shared.errors import ConfigError, IdentityError
+from shared.interop.described import is_ours, read_json
 from shared.interop.embedding import embedding_size
 from shared.interop.token_teacher import teacher_sha256
 from shared.io.files.digests import differences, digest, in_short
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.stores.locations import Location, below
-from shared.model_folder.identity import TOKENIZER_FOLDER
+from shared.model_folder.identity import CONFIG_FILE, TOKENIZER_FOLDER
 from shared.patching.settings import TokenizerIdentity
 from shared.shards.cache import FileCache
 from shared.shards.dataset import Dataset
