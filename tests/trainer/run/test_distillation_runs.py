@@ -174,15 +174,15 @@ def test_other_targets_make_another_run(place: Path, capsys: pytest.CaptureFixtu
 def test_targets_of_two_datasets_come_from_one_teacher_on_any_machines(place: Path, tmp_path: Path) -> None:
     dataset = open_dataset(place / "tokens" / "train")
     settings = DistillationSettings(targets=tmp_path, embedding=0)
-    write_random_targets(tmp_path / "one" / "train", dataset)
-    path = write_random_targets(tmp_path / "two" / "train", dataset) / "targets.json"
+    write_random_targets(tmp_path / "one" / "train", dataset, place / "teacher")
+    path = write_random_targets(tmp_path / "two" / "train", dataset, place / "teacher") / "targets.json"
     manifest = json.loads(path.read_text())
     numerics = {"device": "cpu", "dtype": "float32", "torch": "2", "attention": "tiled", "stream_length": 64}
     manifest["identity"]["numerics"] = numerics | {"threads": 1, "probe": "0" * 64}
     path.write_text(json.dumps(manifest))
     cache = FileCache(tmp_path / "cache")
     assert open_teacher(settings, {"one": dataset, "two": dataset}, cache).top == 4
-    write_random_targets(tmp_path / "two" / "train", dataset, teacher="1" * 64)
+    write_random_targets(tmp_path / "two" / "train", dataset, place / "second")
     with pytest.raises(IdentityError, match=r"two/train differ \(teacher\.sha256"):
         open_teacher(settings, {"one": dataset, "two": dataset}, cache)
 
@@ -201,7 +201,8 @@ def test_a_teacher_of_other_tokens_is_refused(place: Path, tmp_path: Path, capsy
     vocabulary[named[280]], vocabulary[named[281]] = 281, 280
     path.write_text(json.dumps(content))
     for teacher, words in ((fewer, "id 270 "), (others, "id 280 ")):
-        assert distil(place, "refused", "--distillation.teacher", teacher) != 0
+        alone = ["--distillation.teacher", teacher, "--distillation.probabilities", 0]
+        assert distil(place, "refused", *alone) != 0
         assert words in complaint(capsys)
 
 
