@@ -13,8 +13,10 @@ All systems have the recipe, the order of documents of their seed, and the FLOPs
     (a) causal   stage 1 on the causal patches, then the same
     (b)          the teacher's blocks, no distillation: stage 2 alone
     (c)          from scratch
+    (d) taught   the teacher's blocks, and its probabilities all along: stage 2 alone, on causal patches
 
-Counted are the FLOPs of both stages, and of the teacher over the bytes of stage 1; not those that made the teacher.
+Counted are the FLOPs of both stages, and of the teacher over the bytes on which it is learned from; not those that made
+the teacher.
 "bytes until (c)" are all training bytes, those of stage 1 included, after which a system's validation is what (c)'s is
 at its end; between two validations the curve is a line. FOLDER/runs has the curves (curves.html) and their points
 (curves.csv).
@@ -41,6 +43,8 @@ from trainer.metrics.history import History, load_history
 ROOT = Path(__file__).parents[2]
 GLOBAL_RATE = 0.5
 """Of the learning rate, for the blocks that come from the teacher, in stage 2 (as Bolmo has it)."""
+EMBEDDING = 0.1
+"""Weight of the embedding in stage 1."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Study:
         found = {"(c) from scratch": of_run(scratch), "(b) blocks": of_run(copied)}
         for name in ("tokens", "causal"):
             wanted = ["--distillation.targets", given / "targets", "--distillation.teacher", given / "teacher"]
+            wanted += ["--distillation.embedding", EMBEDDING]
             if name == "causal":
                 wanted += ["--distillation.tokenizer", given / "tokenizer"]
             start = ["--start.model", student, *scaled(0)]
@@ -123,6 +128,11 @@ class Study:
             left = int((budget - spent) / rate)
             second = self._run(runs / f"{name}-2", recipe, given / "causal", seed, left, *start)
             found[f"(a) {name}"] = after(of_run(second), first.lines[-1]["targets"], spent, seconds_of(first))
+        wanted = ["--distillation.targets", given / "targets", "--distillation.embedding", 0]
+        start = ["--start.model", student, *scaled(GLOBAL_RATE)]
+        length = int(budget / (rate + self.teacher_flops))
+        taught = self._run(runs / "taught", recipe, given / "causal", seed, length, *wanted, *start)
+        found["(d) taught"] = after(of_run(taught), 0, 0.0, 0.0, self.teacher_flops)
         return found
 
     def _run(self, out: Path, recipe: Path, data: Path, seed: int, length: int, *options: object) -> History:
@@ -160,9 +170,12 @@ def of_run(run: History) -> Trained:
     return Trained([Point(x, rate * x, bits) for x, bits in run.validation_curve()], seconds_of(run))
 
 
-def after(trained: Trained, size: float, flops: float, seconds: float) -> Trained:
-    """What came after a first stage of so many bytes and FLOPs."""
-    points = [replace(point, bytes=point.bytes + size, flops=point.flops + flops) for point in trained.points]
+def after(trained: Trained, size: float, flops: float, seconds: float, more: float = 0.0) -> Trained:
+    """What came after a first stage of so many bytes and FLOPs; ``more``: FLOPs a byte that it has not counted."""
+    points = [
+        replace(point, bytes=point.bytes + size, flops=point.flops + flops + more * point.bytes)
+        for point in trained.points
+    ]
     return Trained(points, trained.seconds + seconds)
 
 
