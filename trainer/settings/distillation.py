@@ -25,11 +25,11 @@ class DistillationSettings(Section):
     tokenizer: Folder | None = None
     """Folder of the teacher's tokenizer; None: that of the data, of rule bpe. Of another rule's patches those learn the
     embedding that are tokens."""
-    bytes: float = Field(default=1.0, ge=0)
+    bytes: float = Field(default=1.0, ge=0, le=1e4)
     """Weight of the cross-entropy of the text, nats a target."""
-    probabilities: float = Field(default=1.0, ge=0)
+    probabilities: float = Field(default=1.0, ge=0, le=1e4)
     """Weight of the divergence from the teacher's probabilities, nats a target."""
-    embedding: float = Field(default=1.0, ge=0)
+    embedding: float = Field(default=1.0, ge=0, le=1e4)
     """Weight of the square error of what the global transformer reads from the teacher's embedding of the patch, by the
     mean square of the teacher's table; a sum over patches, over the step's targets."""
 
