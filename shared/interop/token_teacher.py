@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from shared.bpe.encoder import SubwordEncoder
-from shared.bpe.folder import load_making
+from shared.bpe.folder import TOKENIZER_FILE, check_tokenizer, load_making
 from shared.bpe.imported import read_tokenizer, write_imported
 from shared.distillation.targets_folder import TeacherIdentity
 from shared.distillation.teacher import CONTEXT, FlatTeacher, Frame, Teacher, TokenTeacher
@@ -22,7 +22,7 @@ from shared.interop.token_models import CONFIG_FILE, Count, TokenModelBlocks
 from shared.io.files.digests import digest, file_sha256
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.files.scratch import scratch
-from shared.model_folder.identity import model_sha256
+from shared.model_folder.identity import TOKENIZER_FOLDER, model_sha256
 from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import FlatSettings
@@ -144,6 +144,19 @@ def teacher_sha256(folder: Path) -> str:
         return model_sha256(folder)
     files = [folder / CONFIG_FILE, *TensorFolder(folder).files()]
     return digest({path.name: file_sha256(path) for path in files})
+
+
+def check_tokenizer_of(model: Path, tokenizer: Path) -> None:
+    """Raise IdentityError where a token model has another tokenizer in its folder than is given; DatasetError.
+
+    ``model``: as for `open_teacher`. One without a tokenizer of its own cannot tell.
+    """
+    folder = model_folder_at(model)
+    if is_ours(read_json(folder / CONFIG_FILE)):
+        if (own := folder / TOKENIZER_FOLDER).is_dir():
+            check_tokenizer(tokenizer, load_making(own).identity)
+    elif (folder / TOKENIZER_FILE).exists():
+        _tokenizer_of(folder, tokenizer)
 
 
 def open_teacher(

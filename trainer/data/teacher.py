@@ -8,7 +8,7 @@ import numpy as np
 from shared.bpe.folder import check_tokenizer, load_making
 from shared.distillation.targets_folder import Targets, load_targets, open_targets
 from shared.errors import ConfigError, IdentityError
-from shared.interop.token_teacher import teacher_sha256
+from shared.interop.token_teacher import check_tokenizer_of, teacher_sha256
 from shared.io.files.digests import digest
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.stores.locations import Location, below
@@ -30,10 +30,15 @@ def open_teacher(settings: DistillationSettings, datasets: Mapping[str, Dataset]
     recorded = next(iter(datasets.values())).manifest.identity.patching.tokenizer
     tokenizer = _tokenizer(settings, recorded, next(iter(datasets.values()))) if settings.embedding else None
     if not settings.probabilities:
+        if tokenizer is not None:
+            assert settings.teacher is not None
+            check_tokenizer_of(settings.teacher, tokenizer)
         return TeacherReader(None, tokenizer)
     assert settings.targets is not None
     found = [open_targets(_of(settings.targets, name), dataset, cache) for name, dataset in datasets.items()]
     _require_alike(found, recorded)
+    if tokenizer is not None:
+        _require_tokens_of(found[0], tokenizer)
     if len(found) == 1:
         return TeacherReader(found[0], tokenizer)
     ends = np.cumsum([dataset.shard_count for dataset in datasets.values()]).tolist()
@@ -68,6 +73,16 @@ def _require_alike(found: Sequence[Targets], recorded: TokenizerIdentity | None)
         raise IdentityError(
             f"{found[0].where} comes from a teacher with another tokenizer ({first.teacher.tokenizer[:12]}) than the "
             f"data is cut by ({recorded.sha256[:12]})"
+        )
+
+
+def _require_tokens_of(targets: Targets, tokenizer: Path) -> None:
+    """Ids of another tokenizer would be other rows of the embedding, without any sign of it in the loss."""
+    wanted, found = targets.identity.teacher.tokenizer, load_making(tokenizer).sha256
+    if found != wanted:
+        raise IdentityError(
+            f"distillation.tokenizer {tokenizer} is not the tokenizer ({found[:12]}) of the teacher of {targets.where} "
+            f"({wanted[:12]})"
         )
 
 
