@@ -129,7 +129,10 @@ class WholeModel(Settings):
         if self.reads == "bytes" and patching.patched:
             return "trains on unpatched shards (rule 'none')"
         if self.reads == "patches" and patching.rule == "bpe":
-            return "cannot learn on shards of rule 'bpe': where their patches begin depends on later bytes"
+            return (
+                "cannot learn on shards of rule 'bpe': where their patches begin depends on later bytes; cut them by "
+                "another rule (python -m pipeline recut or preprocess)"
+            )
         if self.reads != "bytes" and not patching.patched:
             return "needs patched shards, these have rule 'none'"
         return None

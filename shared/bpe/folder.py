@@ -59,7 +59,10 @@ def load_making(folder: Path) -> TokenizerMaking:
         content, found = read_bounded(path), sha256(read_bounded(folder / TOKENIZER_FILE, MOST_BYTES)).hexdigest()
     except OSError as error:
         missing = Path(error.filename or path).name
-        raise DatasetError(f"{folder} is not a tokenizer's folder: {missing} cannot be read") from None
+        raise DatasetError(
+            f"{folder} is not a tokenizer's folder: {missing} cannot be read; python -m pipeline tokenizer makes one, "
+            "with --from MODEL of that of a model"
+        ) from None
     with refused_as(DatasetError, f"{path}: "):
         making = TokenizerMaking.model_validate_json(content)
     if found != making.sha256:

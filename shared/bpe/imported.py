@@ -194,7 +194,9 @@ def read_tokenizer(source: Path) -> tuple[Path, bytes]:
         return path, read_bounded(path, MOST_BYTES)
     except OSError as error:
         why = error.strerror or error
-        raise DatasetError(f"{path} cannot be read ({why}); give the folder of a model that has it") from None
+        raise DatasetError(
+            f"{path} cannot be read ({why}); give the folder of a model that has a tokenizer.json"
+        ) from None
 
 
 def write_imported(path: Path, source: bytes, out: Path) -> TokenizerMaking:

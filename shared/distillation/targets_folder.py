@@ -31,6 +31,7 @@ from pydantic import Field
 
 from shared.distillation.stored_targets import StoredTargets, TargetFormat
 from shared.errors import DatasetError, IdentityError, ModelFileError
+from shared.io.display.quantities import counted
 from shared.io.files.atomic import write_atomic
 from shared.io.stores.locations import below, location_of, read_whole
 from shared.model_folder.tensor_header import read_header
@@ -383,8 +384,8 @@ def open_targets(folder: Path | str, dataset: Dataset, cache: FileCache | None =
         )
     if manifest.shards.rows != dataset.shard_count:
         raise IdentityError(
-            f"{where} holds the targets of {manifest.shards.rows} shards, {dataset.where} has {dataset.shard_count}; "
-            f"{_MAKE}"
+            f"{where} holds the targets of the same text in {counted(manifest.shards.rows, 'shard')}, {dataset.where} "
+            f"has {dataset.shard_count}: recut the dataset that they were made of, which keeps its shards, or {_MAKE}"
         )
     for shard, (name, content_hash) in zip(targets.shards(), dataset.content_hashes()):
         if shard.name != targets_name(name) or shard.content_hash != content_hash:

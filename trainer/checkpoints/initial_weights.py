@@ -139,6 +139,9 @@ def _check(shapes: Mapping[str, Sequence[int]], parameters: dict[str, nn.Paramet
             raise ModelFileError(f"start.model {folder} has no tensor {name}, which this model needs")
         if tuple(shapes[name]) != tuple(parameter.shape):
             theirs, ours = list(shapes[name]), list(parameter.shape)
-            raise ModelFileError(f"start.model {folder}: tensor {name} has shape {theirs}, this model wants {ours}")
+            raise ModelFileError(
+                f"start.model {folder}: tensor {name} has shape {theirs}, this model wants {ours}; [model] must be "
+                "that of the model to begin with"
+            )
     if extra := sorted(shapes.keys() - parameters.keys()):
         raise ModelFileError(f"start.model {folder}: tensor {extra[0]} is not part of this model")

@@ -38,6 +38,8 @@ def open_teacher(settings: DistillationSettings, datasets: Mapping[str, Dataset]
     assert settings.targets is not None
     found = [open_targets(_of(settings.targets, name), dataset, cache) for name, dataset in datasets.items()]
     _require_alike(found, recorded)
+    if tokenizer is not None:
+        _require_tokens_of(found[0], tokenizer)
     if len(found) == 1:
         return TeacherReader(found[0], tokenizer)
     ends = np.cumsum([dataset.shard_count for dataset in datasets.values()]).tolist()
@@ -97,6 +99,16 @@ def _require_alike(found: Sequence[Targets], recorded: TokenizerIdentity | None)
         raise IdentityError(
             f"{found[0].where} comes from a teacher with another tokenizer ({first.teacher.tokenizer[:12]}) than the "
             f"data is cut by ({recorded.sha256[:12]})"
+        )
+
+
+def _require_tokens_of(targets: Targets, tokenizer: Path) -> None:
+    """Ids of another tokenizer would be other rows of the embedding, without any sign of it in the loss."""
+    wanted, found = targets.identity.teacher.tokenizer, load_making(tokenizer).sha256
+    if found != wanted:
+        raise IdentityError(
+            f"distillation.tokenizer {tokenizer} is not the tokenizer ({found[:12]}) of the teacher of {targets.where} "
+            f"({wanted[:12]})"
         )
 
 

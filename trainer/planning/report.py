@@ -14,6 +14,7 @@ from trainer.planning.plan import Plan, PlannedPhase
 from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
 from trainer.planning.teacher import TeacherPlan
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import UNNAMED_TEACHER
 
 WIDTH = 112
 """Columns; a recipe has room for them in its comment."""
@@ -78,8 +79,11 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "the run", f"{counted(plan.steps, 'step')}, {amount(plan.bytes, 'B')}, {plan.flops:.2e} FLOPs{time}{speed}"
     if plan.teacher:
         yield from _teacher(plan, plan.teacher)
-    elif plan.settings.distillation and plan.settings.distillation.probabilities:
-        yield "the teacher", "not counted: --distillation.teacher names its folder, in which config.json is enough"
+    elif (wanted := plan.settings.distillation) and wanted.probabilities:
+        named = wanted.teacher is not None and wanted.teacher.name != UNNAMED_TEACHER
+        missing = f"{wanted.teacher} does not exist; " if named else ""
+        words = f"not counted: {missing}--distillation.teacher names its folder, in which config.json is enough"
+        yield "the teacher", words
 
 
 def _teacher(plan: Plan, teacher: TeacherPlan) -> Iterator[tuple[str, str]]:

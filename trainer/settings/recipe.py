@@ -90,6 +90,10 @@ def check_recipe(values: dict[str, Any], schema: type[S], path: Path, overrides:
         raise ConfigError(f"{where}: {problem}") from None
 
 
+UNNAMED_TEACHER = "TEACHER"
+"""What stands for a teacher that a recipe does not name."""
+
+
 def with_places(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a recipe with a folder for the run, for the data and what a teacher says of it, where it has none:
     for what needs none of them.
@@ -100,7 +104,7 @@ def with_places(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(given, dict) and not given.keys() & set(keys):
             placed[section] = {keys[0]: place, **given}
     if isinstance(given := values.get("distillation"), dict):
-        placed["distillation"] = {"targets": "TARGETS", "teacher": "TEACHER", **given}
+        placed["distillation"] = {"targets": "TARGETS", "teacher": UNNAMED_TEACHER, **given}
     return placed
 
 

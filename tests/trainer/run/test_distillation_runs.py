@@ -206,6 +206,18 @@ def test_a_teacher_of_other_tokens_is_refused(place: Path, tmp_path: Path, capsy
         assert words in complaint(capsys)
 
 
+@pytest.mark.parametrize("probabilities", ["1", "0"])
+def test_the_tokens_of_another_model_are_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], probabilities: str
+) -> None:
+    """Their ids would be other rows of the embedding."""
+    made = ["tokenizer", place / "plain", "--vocabulary", 300, "--out", tmp_path / "tokenizer"]
+    assert pipeline([*map(str, made)]) == 0
+    options = ["--distillation.tokenizer", tmp_path / "tokenizer", "--distillation.probabilities", probabilities]
+    assert distil(place, "refused", *options, data="spaces") != 0
+    assert str(tmp_path / "tokenizer") in complaint(capsys)
+
+
 def test_what_does_not_fit_is_refused_in_a_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     targets = write_random_targets(
         place / "of-another" / "train", open_dataset(place / "tokens" / "train"), place / "second"
