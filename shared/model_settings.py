@@ -225,6 +225,9 @@ class BltSettings(NamesSpecials, WholeModel):
     """How far back a byte sees in the self-attention of the local models, itself included."""
     queries: int = Field(default=2, ge=1, le=MOST_QUERIES)
     """K: vectors that stand for one patch between the local and the global width."""
+    input_scale: float = Field(default=1.0, gt=0, le=1e6, exclude_if=partial(eq, 1.0))
+    """What patch vectors are multiplied by before the global transformer reads them. `byteify` sets it, so that blocks
+    of a token model read numbers as large as its embedding. Left out where it is 1."""
     pooling: Literal["cross", "mean", "max", "attention"] = Field(default="cross", exclude_if=partial(eq, "cross"))
     """How bytes become a patch: by the encoder's cross-attention; or, without any, their mean, their maximum or a mean
     by learned weights. Left out where it is the default, so that identities stay what they are."""

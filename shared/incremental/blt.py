@@ -223,11 +223,7 @@ class BltRows:
 
     def _run_global(self, vectors: Tensor, counts: np.ndarray) -> Tensor:
         """Patch vectors [P, K, D], row by row ``counts`` of them -> global states [P, D_global]."""
-        model = self.model.global_
-        x = vectors.flatten(1)
-        if model.input_projection is not None:
-            x = model.input_projection(x)
-        return self._patches.run(x, counts)
+        return self._patches.run(self.model.global_.inputs(vectors), counts)
 
     def accept(self, kept: Sequence[int]) -> None:
         """Keep the first ``kept`` tokens (at least one) of each row's last advance."""

@@ -31,6 +31,8 @@ def check_representable(settings: BltSettings, patcher: EntropyModelSettings | C
         )
     if settings.pooling != "cross":
         raise InteropError(f"pooling {settings.pooling!r}: transformers always has cross-attention")
+    if settings.input_scale != 1.0:
+        raise InteropError(f"input_scale {settings.input_scale:g}: transformers never scales patch vectors")
     if not settings.ngrams.sizes:
         raise InteropError("no n-gram embeddings: transformers always has them")
     if settings.specials:

@@ -98,7 +98,7 @@ class GlobalTransformer(nn.Module):
 
     def __init__(self, settings: BltSettings) -> None:
         super().__init__()
-        self.settings = settings.global_
+        self.settings, self.input_scale = settings.global_, settings.input_scale
         inputs, width = settings.queries * settings.encoder.width, settings.global_.width
         self.input_projection = Linear(inputs, width) if inputs != width else None
         self.blocks = blocks(settings.global_)
@@ -106,16 +106,14 @@ class GlobalTransformer(nn.Module):
     def inputs(self, vectors: Tensor) -> Tensor:
         """Patch vectors [P, K, D] -> [P, D_global], as the first block reads them."""
         x = vectors.flatten(1)
-        return x if self.input_projection is None else self.input_projection(x)
+        if self.input_projection is not None:
+            x = self.input_projection(x)
+        return x if self.input_scale == 1.0 else x * self.input_scale
 
-    def through(self, x: Tensor, documents: Segments) -> Tensor:
-        """What the first block reads -> what the last one gives, both [P, D_global]."""
+    def forward(self, x: Tensor, documents: Segments) -> Tensor:
+        """What `inputs` gives -> what the last block gives, both [P, D_global]."""
         mask = AttentionMask.of(documents, x.dtype)
         return through_blocks(self.blocks, self.settings, x, documents.positions, mask)
-
-    def forward(self, vectors: Tensor, documents: Segments) -> Tensor:
-        """Patch vectors [P, K, D] -> [P, D_global]."""
-        return self.through(self.inputs(vectors), documents)
 
 
 class Blt(nn.Module):
@@ -138,7 +136,7 @@ class Blt(nn.Module):
         """
         states, vectors = self.encoder(ids, self.ngrams(ids, documents), documents, patches)
         inputs = self.global_.inputs(vectors)
-        logits: Tensor = self.decoder(states, self.global_.through(inputs, patches.documents), documents, patches)
+        logits: Tensor = self.decoder(states, self.global_(inputs, patches.documents), documents, patches)
         return LogitsAndInputs(logits, inputs) if keep_inputs else logits
 
 

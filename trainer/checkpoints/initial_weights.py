@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from shared.errors import ModelFileError
 from shared.io.files.digests import differences
 from shared.model_folder.tensors import TensorFolder
-from shared.model_settings import AnyModelSettings
+from shared.model_settings import AnyModelSettings, BltSettings
 from trainer.checkpoints.index import Index, read_index
 from trainer.checkpoints.new_token_rows import NewIds, new_ids
 from trainer.checkpoints.storage import MODEL_PREFIX, load_tensors
@@ -47,6 +47,7 @@ def fill_from(model: nn.Module, path: Path, world: World, settings: AnyModelSett
     Raises ModelFileError, naming the first tensor that does not fit, or the file that is damaged.
     """
     origin = origin_of(path)
+    check_input_scale(origin.settings, settings, path)
     if origin.is_checkpoint:
         check_files(origin.folder, world)
     new = new_ids(origin.settings, settings, seed, path)
@@ -54,6 +55,15 @@ def fill_from(model: nn.Module, path: Path, world: World, settings: AnyModelSett
         fill_from_checkpoint(model, origin.folder, new)
     else:
         fill_from_folder(model, origin.folder, new)
+
+
+def check_input_scale(theirs: AnyModelSettings, ours: AnyModelSettings, path: Path) -> None:
+    """Raise ModelFileError where patch vectors would be scaled otherwise: no tensor's shape says so."""
+    if isinstance(theirs, BltSettings) and isinstance(ours, BltSettings) and theirs.input_scale != ours.input_scale:
+        raise ModelFileError(
+            f"start.model {path} has model.input_scale {theirs.input_scale:g}, this model {ours.input_scale:g}, with "
+            f"which its blocks would read numbers of another size; set model.input_scale = {theirs.input_scale:g}"
+        )
 
 
 @torch.no_grad()

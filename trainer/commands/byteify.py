@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         made = byteify(source, out, arguments.recipe, arguments.overrides, arguments.unscaled, line)
     own = f"{quantity(made.imported).rstrip()} parameters of {made.architecture}"
     show(f"{IMPORTED}: {'; '.join(part for part in (size(made.stack), unlike_llama(made.stack), own) if part)}")
-    scaled = f"patch vectors are scaled by {made.scale:.3g}, to the size of the embedding"
+    scaled = f"patch vectors times {made.scale:g} are as large as its embedding"
     show(f"new: {quantity(made.new).rstrip()} parameters of the local models and the n-gram tables; {scaled}")
     show(f"left out: {', '.join(made.left_out) or 'nothing'}")
     missing = [f"{key} {value}" for key, value in places if key not in " ".join(arguments.overrides)]

@@ -39,6 +39,7 @@ IMPORTED = "global_.blocks"
 """Beginning of the names of what comes from the token model."""
 GIVEN = {
     "--model.global": "the global transformer has the shape of the token model",
+    "--model.input_scale": "it follows from the token model's embedding",
     "--start.": "a run of the new recipe starts from the folder that is written",
 }
 """Keys that cannot be given, and why."""
@@ -124,7 +125,7 @@ class Byteified:
     left_out: list[str]
     """Its tensors that have no place."""
     scale: float
-    """What patch vectors were multiplied by, to begin as large as the token model's embedding."""
+    """``model.input_scale``."""
 
 
 def byteify(
@@ -133,8 +134,7 @@ def byteify(
     """Write OUT as a model folder around the blocks of a token model, and OUT/recipe.toml to train it.
 
     One tensor at a time is in memory. Other parameters are those that a run of the recipe without a start would begin
-    with, but for what writes patch vectors: that is scaled, so that the blocks read numbers as large as they have
-    learned to (`entrance`).
+    with. ``model.input_scale`` is set so that the blocks read numbers as large as they have learned to (`entrance`).
 
     Raises ConfigError for a recipe that does not fit, InteropError or ModelFileError for a token model that does not,
     FileExistsError when OUT is there.
@@ -142,42 +142,36 @@ def byteify(
     blocks = blocks_of(source, unscaled)
     values, settings = new_recipe(recipe, overrides, blocks.stack, out)
     assert isinstance(settings.model, BltSettings)
-    with without_values():
-        shapes = {name: tensor.shape for name, tensor in build_model(settings.model).state_dict().items()}
-    imported = {f"global_.{name}" for name in blocks.names()}
-    scale = math.sqrt(teacher_embedding(source).mean_square) / entrance(settings.model, settings.run.seed)
-    if not 0 < scale < math.inf:
+    size = math.sqrt(teacher_embedding(source).mean_square)
+    if not 0 < size < math.inf:
         raise ModelFileError(f"{source} has an embedding of zeros, NaN or inf")
-    scaled = written_by(settings.model)
+    # As few digits as can be typed again: another recipe of the same model has to have it, too.
+    scale = float(f"{size / entrance(settings.model, settings.run.seed):.2g}")
+    set_key(values, ("model", "input_scale"), scale, "model.input_scale")
+    model = settings.model.model_copy(update={"input_scale": scale})
+    with without_values():
+        shapes = {name: tensor.shape for name, tensor in build_model(model).state_dict().items()}
+    imported = {f"global_.{name}" for name in blocks.names()}
 
     def produce(name: str) -> Tensor | Iterable[Tensor]:
         if name in imported:
             return blocks.read(name.removeprefix("global_."))
-        value = initial_value(name, shapes[name], settings.run.seed)
-        return value * scale if name in scaled else value
+        return initial_value(name, shapes[name], settings.run.seed)
 
     plan = [(name, shape, torch.float32) for name, shape in shapes.items()]
     check_apart(out, [source])
     with whole_folder(out) as folder:
-        write_model(folder, settings.model, finite((plan, produce), f"{source}: "), line)
+        write_model(folder, model, finite((plan, produce), f"{source}: "), line)
         write_atomic(folder / START_RECIPE, f"# {recipe} around the blocks of {source}\n{to_toml(values)}")
     taken = sum(shapes[name].numel() for name in imported)
     new = sum(shape.numel() for shape in shapes.values()) - taken
     return Byteified(blocks.stack, blocks.architecture, taken, new, blocks.left_out(), scale)
 
 
-def written_by(settings: BltSettings) -> set[str]:
-    """Names of the matrices to which what the global transformer reads is proportional, all of them together."""
-    if settings.queries * settings.encoder.width != settings.global_.width:
-        return {"global_.input_projection.weight"}
-    crosses = {f"encoder.cross.{number}.output.weight" for number in range(settings.encoder_crosses)}
-    return {"encoder.patch_projection.weight", *crosses}
-
-
 @torch.no_grad()
 def entrance(settings: BltSettings, seed: int) -> float:
-    """Root of the mean square of what the global transformer reads at the beginning, over random bytes in patches of
-    four, the n-gram tables left out.
+    """Root of the mean square of patch vectors at the beginning, before they are scaled: over random bytes in patches
+    of four, the n-gram tables left out.
     """
     encoder, stack = LocalEncoder(settings), settings.encoder
     for name, parameter in encoder.named_parameters():

@@ -234,7 +234,7 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
             assert state.read is not None, "the first id ends a patch"
             return state.read
         model = self.model.global_transformer
-        x = model.token_embedding_projection(vectors.flatten(1))
+        x = model.token_embedding_projection(vectors.flatten(1)) * settings.get("input_scale", 1.0)
         out = through_patches(model.layers, settings["global"], x, total, state.global_)
         vectors = decoder.patch_embedding_projection(out).unflatten(-1, (settings["queries"], -1))
         both = torch.stack([cross.keys_values(vectors) for cross in decoder.cross_attn_layers])

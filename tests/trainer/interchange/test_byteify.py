@@ -165,8 +165,10 @@ def test_the_whole_global_transformer_is_llamas_where_widths_need_no_projection(
     assert model.global_.input_projection is None
     vectors = torch.randn(50, 2, WIDTH // 2)
     with torch.no_grad():
-        ours = model.global_(vectors, segments([50]))
-    theirs = teacher_states(llama, vectors.flatten(1))
+        inputs = model.global_.inputs(vectors)
+        ours = model.global_(inputs, segments([50]))
+    assert torch.equal(inputs, vectors.flatten(1) * model.settings.input_scale)
+    theirs = teacher_states(llama, inputs)
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
@@ -180,10 +182,7 @@ def test_everything_else_is_as_the_recipe_would_begin(tmp_path: Path, recipe: Pa
     new = {name: tensor for name, tensor in state.items() if not name.startswith("global_.blocks.")}
     assert "global_.input_projection.weight" in new
     for name, tensor in new.items():
-        begun = initial_value(name, tensor.shape, 7)
-        if name == "global_.input_projection.weight":
-            begun = begun * (tensor[0, 0] / begun[0, 0])
-        torch.testing.assert_close(tensor, begun, rtol=1e-6, atol=0, msg=name)
+        assert torch.equal(tensor, initial_value(name, tensor.shape, 7)), name
 
 
 @pytest.mark.parametrize(
@@ -206,6 +205,7 @@ def test_what_the_blocks_read_begins_as_large_as_their_embedding(
     size = found.inputs.square().mean().sqrt()
     wanted = llama.get_input_embeddings().weight.square().mean().sqrt()
     assert 0.6 < (size / wanted).item() < 1.7
+    assert tomllib.loads((tmp_path / "out" / "recipe.toml").read_text())["model"]["input_scale"] < 1
 
 
 @pytest.fixture

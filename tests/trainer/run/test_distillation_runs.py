@@ -218,6 +218,11 @@ def test_the_tokens_of_another_model_are_refused(
     assert str(tmp_path / "tokenizer") in complaint(capsys)
 
 
+def test_a_second_stage_that_scales_otherwise_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(second_stage(place, "rescaled", "--model.input_scale", 1)) != 0
+    assert "set model.input_scale = 0." in complaint(capsys)
+
+
 def test_what_does_not_fit_is_refused_in_a_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     targets = write_random_targets(
         place / "of-another" / "train", open_dataset(place / "tokens" / "train"), place / "second"
