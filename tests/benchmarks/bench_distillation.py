@@ -43,8 +43,6 @@ from trainer.metrics.history import History, load_history
 ROOT = Path(__file__).parents[2]
 GLOBAL_RATE = 0.5
 """Of the learning rate, for the blocks that come from the teacher, in stage 2 (as Bolmo has it)."""
-EMBEDDING = 0.1
-"""Weight of the embedding in stage 1."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,6 @@ class Study:
         found = {"(c) from scratch": of_run(scratch), "(b) blocks": of_run(copied)}
         for name in ("tokens", "causal"):
             wanted = ["--distillation.targets", given / "targets", "--distillation.teacher", given / "teacher"]
-            wanted += ["--distillation.embedding", EMBEDDING]
             if name == "causal":
                 wanted += ["--distillation.tokenizer", given / "tokenizer"]
             start = ["--start.model", student, *scaled(0)]
