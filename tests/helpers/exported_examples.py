@@ -125,7 +125,7 @@ def examples(folder: Path) -> dict[str, Example]:
         name: make(folder / name)
         for name, make in {
             "blt": partial(_bytes, blt_settings(), BY_ENTROPY, network),
-            "blt-counts": partial(_bytes, blt_settings(pooling="attention"), BY_ENTROPY, counts),
+            "blt-counts": partial(_bytes, blt_settings(pooling="attention", input_scale=0.3), BY_ENTROPY, counts),
             "chat": _chat,
             "entropy": partial(_bytes, entropy_settings(newline_reset=True), UNPATCHED, None),
             "flat": partial(_bytes, flat_settings(ngrams=TABLES, window=20, kv_heads=1), UNPATCHED, None),

@@ -59,7 +59,7 @@ MODELS = {
         encoder=LOCAL | {"layers": 2}, encoder_cross_all_layers=True, decoder_cross_all_layers=False, queries=3
     ),
     "no n-grams, two functions elsewhere": blt_settings(ngrams={"sizes": ()}),
-    "learned pooling": blt_settings(pooling="attention"),
+    "learned pooling, scaled": blt_settings(pooling="attention", input_scale=0.3),
     "two hash functions": blt_settings(ngrams={"sizes": (3, 8), "rows": 211, "functions": 2}),
 }
 MODELS |= {

@@ -49,7 +49,7 @@ OWN_ALONE = {
     # What transformers' own class cannot be: settings of the model, of the entropy model, and of the rule.
     "counts": ({}, "counts", {"rule": "entropy", "min_length": 2, "whole_characters": True}),
     "counts by lines": ({"pooling": "mean"}, "counts by lines", {"rule": "monotonic"}),
-    "words": ({"ngrams": {"sizes": ()}, "pooling": "attention"}, None, {"rule": "space"}),
+    "words": ({"ngrams": {"sizes": ()}, "pooling": "attention", "input_scale": 0.3}, None, {"rule": "space"}),
     "lines": ({"pooling": "max"}, {"newline_reset": True}, {"rule": "entropy_rise", "theta_rise": 0.05}),
     "blocks": ({"global": FAMILIES["OLMo 3"]}, {"qk_norm": "head", "rotated": (True, False)}, {"rule": "entropy"}),
     "every layer": ({"encoder_cross_all_layers": True}, {}, {"rule": "entropy", "whole_characters": True}),

@@ -223,6 +223,8 @@ def test_a_record_that_is_not_true_any_more_is_passed_over(change: str) -> None:
 
 
 def test_what_transformers_cannot_hold_is_refused_with_the_reason() -> None:
+    with pytest.raises(InteropError, match=r"input_scale 0\.3"):
+        hf_config(blt_settings(input_scale=0.3))
     several = blt_settings(encoder={"width": 32, "heads": 4, "layers": 2}, encoder_cross_all_layers=True)
     with pytest.raises(InteropError, match="encoder_cross_all_layers"):
         hf_config(several)
