@@ -39,7 +39,7 @@ from shared.io.stores.locations import path_of
 from trainer.data.run_data import RunData, with_length
 from trainer.errors import USER_ERRORS, TrainingError, complain, exit_for_peer, run
 from trainer.node import first_of_node
-from trainer.provenance.identity import RunIdentity, run_identity
+from trainer.provenance.identity import RunIdentity, run_identity, with_input_scale
 from trainer.provenance.run_checks import check_run, finished
 from trainer.provenance.run_folder import check_run_folder
 from trainer.settings import TrainSettings
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             return print_plan(recipe, words)
         settings = load_recipe(recipe, words, TrainSettings)
         data = RunData.of(settings)
-        settings = with_length(settings, data)
+        settings = with_input_scale(with_length(settings, data))
         check_run_folder(settings.run.out)
         check_run(settings, data)
         identity = run_identity(settings, data)

@@ -11,6 +11,7 @@ from shared.errors import IdentityError
 from shared.io.files.atomic import write_atomic
 from shared.io.files.digests import differences, digest, in_short
 from shared.io.files.json_reader import read_bounded
+from shared.model_settings import BltSettings
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings, first_problem, other_version
 from shared.shards.manifest import EntropyModelIdentity
@@ -93,6 +94,17 @@ class ModelIdentity(RunIdentity):
     numerics: RunNumerics
     mean_patch_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Bytes a patch in the training split; None where that is not known, or there were no patches."""
+
+
+def with_input_scale(settings: TrainSettings) -> TrainSettings:
+    """A recipe that says nothing of ``model.input_scale`` has that of what it starts from. Raises ModelFileError."""
+    ours, start = settings.model, settings.start.model
+    if start is None or not isinstance(ours, BltSettings) or "input_scale" in ours.model_fields_set:
+        return settings
+    theirs = origin_of(start).settings
+    if not isinstance(theirs, BltSettings) or theirs.input_scale == ours.input_scale:
+        return settings
+    return settings.model_copy(update={"model": ours.model_copy(update={"input_scale": theirs.input_scale})})
 
 
 def run_identity(settings: TrainSettings, data: RunData) -> RunIdentity:

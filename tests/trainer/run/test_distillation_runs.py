@@ -221,6 +221,13 @@ def test_the_tokens_of_another_model_are_refused(
 def test_a_second_stage_that_scales_otherwise_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(second_stage(place, "rescaled", "--model.input_scale", 1)) != 0
     assert "set model.input_scale = 0." in complaint(capsys)
+    # One that says nothing of it has that of its start.
+    recipe = place / "silent.toml"
+    recipe.write_text((place / "student.toml").read_text())
+    words = second_stage(place, "silent", "--run.steps", 1)[1:]
+    assert train([str(recipe), *words]) == 0
+    scales = [load_settings(place / name / "model").model_dump()["input_scale"] for name in ("silent", "first")]
+    assert scales[0] == scales[1] != 1
 
 
 def test_what_does_not_fit_is_refused_in_a_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
