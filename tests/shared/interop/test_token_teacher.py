@@ -19,7 +19,7 @@ from pipeline.rewriting.tokenizer import import_tokenizer
 from shared.distillation.byte_targets import TokenTree
 from shared.distillation.teacher import FlatTeacher
 from shared.errors import DatasetError, IdentityError, ModelFileError
-from shared.interop.token_teacher import TransformersTeacher, check_tokenizer_of, open_teacher
+from shared.interop.token_teacher import TransformersTeacher, open_teacher
 from shared.vocabulary import EOS
 
 TEXT = "".join(TEXTS).encode() + b"\xff the end"
@@ -88,9 +88,6 @@ def test_the_tokenizer_is_the_models_own_and_no_other(tmp_path: Path) -> None:
     import_tokenizer(write_foreign(tmp_path / "other", foreign_tokenizer("qwen2")), tmp_path / "another")
     with pytest.raises(IdentityError, match="holds another tokenizer"):
         TransformersTeacher(tmp_path / "model", tmp_path / "another")
-    check_tokenizer_of(tmp_path / "model", tmp_path / "tokenizer")
-    with pytest.raises(IdentityError, match="holds another tokenizer"):
-        check_tokenizer_of(tmp_path / "model", tmp_path / "another")
 
 
 def test_an_identity_is_that_of_the_weights_and_settings(tmp_path: Path) -> None:
