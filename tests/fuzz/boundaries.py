@@ -190,7 +190,12 @@ BOUNDARIES = (
     ),
     Boundary(
         "token model folder",
-        ("shared/interop/token_models.py", "trainer/interchange/byteify.py", "trainer/commands/byteify.py"),
+        (
+            "shared/interop/token_models.py",
+            "shared/interop/embedding.py",
+            "trainer/interchange/byteify.py",
+            "trainer/commands/byteify.py",
+        ),
         f.made_token_model,
         m.one_of(
             [
@@ -371,7 +376,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "teacher in a folder of transformers",
-        ("shared/interop/token_teacher.py",),
+        ("shared/interop/token_teacher.py", "trainer/data/teacher.py", "trainer/planning/teacher.py"),
         f.made_teacher,
         m.one_of([(3, m.at("teacher/*.json", m.spoil_json)), (2, m.at("teacher/*.safetensors", m.spoil_safetensors))]),
         (f.dry_run_targets,),

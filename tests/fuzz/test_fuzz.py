@@ -33,6 +33,7 @@ def done() -> set[tuple[bytes, Action]]:
     return set()
 
 
+@pytest.mark.drill
 def test_the_valid_artefact_is_read_by_every_action(
     made: tuple[Fuzzer, Boundary], done: set[tuple[bytes, Action]]
 ) -> None:
@@ -41,6 +42,7 @@ def test_the_valid_artefact_is_read_by_every_action(
         assert problem is None, f"{boundary.name}, {name}: {problem}\n{words}"
 
 
+@pytest.mark.drill
 def test_spoiled_artefacts_harm_nothing(made: tuple[Fuzzer, Boundary]) -> None:
     fuzzer, boundary = made
     for number in range(QUICK_CASES):

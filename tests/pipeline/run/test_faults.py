@@ -47,6 +47,8 @@ from shared.patching import PatchingSettings
 from shared.shards.open import open_dataset
 from shared.shards.writer import ShardWriter
 
+pytestmark = pytest.mark.drill
+
 LARGE = 3
 """The split of the corpus whose shard is many times as large as any other file of the run."""
 NAME = f"{LARGE:07d}-00000"

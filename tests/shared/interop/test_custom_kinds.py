@@ -50,7 +50,7 @@ from shared.patching import PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity
 from shared.vocabulary import BOE, BOS, EOS, RESERVED, byte_tokens
 
-pytestmark = pytest.mark.numerics
+pytestmark = [pytest.mark.numerics, pytest.mark.drill]
 
 NOT_TEXT = [BOE, BOS, RESERVED]
 UNPATCHED = PatchingSettings(rule="none")

@@ -23,6 +23,8 @@ from trainer.data.teacher import open_teacher
 from trainer.main import main as train
 from trainer.settings import DistillationSettings
 
+pytestmark = pytest.mark.drill
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -51,6 +51,8 @@ from trainer.provenance.identity import RunIdentity, model_identity, run_differe
 from trainer.provenance.run_checks import check_goes_on
 from trainer.settings import TrainSettings
 
+pytestmark = pytest.mark.drill
+
 FIXED = ("--rule", "entropy", "--max-length", 64)
 SCHEDULE = [{"size": 2}, {"size": 3, "at": 0.25}, {"size": 4, "at": 0.5}, {"size": 6, "at": 0.75}]
 HNET = {"kind": "hnet", "encoder": STACK, "global": STACK, "decoder": STACK, "window": 64}
