@@ -129,7 +129,7 @@ def _reason_against(model: _Model) -> str | None:
         return f"its model has dropout {model.dropout}: the same text would have other tokens each time"
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if getattr(model, key):
-            return f"its model has a {key}, {getattr(model, key)!r}, which is no part of a text"
+            return f"its model has a {key}, {getattr(model, key)!r}, so its tokens are not the bytes of the text"
     return None
 
 

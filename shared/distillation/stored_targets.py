@@ -60,7 +60,7 @@ class StoredTargets:
         for name in ("logs", "end", "rest"):
             # Of NaN no comparison is true.
             if not (largest := getattr(self, name).max(initial=-np.inf)) <= LARGEST_LOG:
-                return f"{name} has {largest}, which is no logarithm of a probability"
+                return f"{name} has {largest}; the logarithm of a probability is at most 0"
         return None
 
     def next_bytes(self) -> np.ndarray:

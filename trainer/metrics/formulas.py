@@ -49,7 +49,7 @@ def interval_metrics(
     }
     if sums.targets:
         loss = sums.nats / sums.targets
-        if sums.terms:  # of a teacher it is no measure of the text
+        if sums.terms:  # the loss includes the teacher's terms, so it gives no bits per byte
             by_term = {name: value / sums.targets for name, value in sums.terms.items()}
             figures |= {"loss": loss, "distillation_loss": loss, "distillation": by_term}
         else:

@@ -126,7 +126,7 @@ def _of_targets(folder: Path, names: Sequence[str], model: TokenModel | None) ->
 
 
 def _of_text(settings: TrainSettings, data: RunData, model: TokenModel, text: int, token_bytes: float) -> TeacherPlan:
-    """Of targets that are to be made: of all documents of the training split, or of text that fills packs."""
+    """For targets that do not exist yet: over all documents of the training split, or over text that fills packs."""
     planned = settings.plan.targets
     if data.exists:
         totals = data.train_manifest.totals
