@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from shared.errors import DatasetError, StorageError
-from shared.io.files.atomic import naming
+from shared.io.files.atomic import naming, opened_below
 from shared.io.files.digests import file_sha256
 from shared.io.stores.locations import open_binary, tried_again
 
@@ -143,9 +143,8 @@ class FileCache:
         arriving = path.with_name(path.name + ARRIVING)
         if path.exists():
             return True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # its folder went with a file that left just now
-            descriptor = os.open(arriving, os.O_RDWR | os.O_CREAT, 0o644)
+        with suppress(FileNotFoundError):  # the file went just now, with others that made room
+            descriptor = opened_below(path.parent, lambda: os.open(arriving, os.O_RDWR | os.O_CREAT, 0o644))
             try:
                 if not _locked(descriptor, arriving, fcntl.LOCK_EX):
                     return False

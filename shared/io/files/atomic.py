@@ -3,13 +3,14 @@
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from shared.errors import OutputError
 
+T = TypeVar("T")
 _CHANCES = 100
 """To make a folder and open a file in it before somebody else removes the folder again."""
 
@@ -29,29 +30,33 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     # Random, for two machines of a cluster may write the same file, and containers have equal process ids.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with io.BufferedWriter(_opened(temporary, path)) as file:
+        with io.BufferedWriter(opened_below(path.parent, lambda: NamedFile(temporary, path))) as file:
             yield file
             file.flush()
             with naming(path):
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:  # an interrupt, too
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong is said, not what follows from it
+            temporary.unlink()
         raise
     sync(path.parent)  # the name is in the folder: without this it may be gone after a power cut
 
 
-def _opened(temporary: Path, path: Path) -> "NamedFile":
-    """The temporary file, in a folder that is made where it is missing.
+def opened_below(folder: Path, opened: Callable[[], T]) -> T:
+    """What ``opened`` gives, which opens a file in a folder that is made where it is missing.
 
-    Who removes the last file of a folder of a store removes the folder too, and may do so between the two.
+    Who removes the last file of a folder may remove the folder too: between the two, and while it is being made, when
+    it first exists already and then is no folder.
     """
-    for _ in range(_CHANCES - 1):
-        with suppress(FileNotFoundError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return NamedFile(temporary, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return NamedFile(temporary, path)
+    for left in reversed(range(_CHANCES)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return opened()
+        except (FileNotFoundError, FileExistsError):
+            if not left:
+                raise
+    raise AssertionError("unreachable")
 
 
 class NamedFile(io.FileIO):

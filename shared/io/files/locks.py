@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from shared.errors import OutputError
-from shared.io.files.atomic import naming
+from shared.io.files.atomic import naming, opened_below
 
 LOCK_FILE = ".lock"
 """In a run's folder: who writes there holds it."""
@@ -43,8 +43,7 @@ def _locked_file(folder: Path, patience: float, required: bool) -> Iterator[None
     path, deadline = folder / LOCK_FILE, time.monotonic() + patience
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
+            file = opened_below(folder, lambda: path.open("a+"))
         except OSError as error:
             raise OutputError(f"{folder} cannot be written: {error.strerror}") from None
         with file:
