@@ -379,7 +379,7 @@ BOUNDARIES = (
         ("shared/interop/token_teacher.py", "trainer/data/teacher.py", "trainer/planning/teacher.py"),
         f.made_teacher,
         m.one_of([(3, m.at("teacher/*.json", m.spoil_json)), (2, m.at("teacher/*.safetensors", m.spoil_safetensors))]),
-        (f.dry_run_targets,),
+        (f.dry_run_targets, f.plan_with_teacher, f.read_teacher),
     ),
     Boundary(
         "finished count",

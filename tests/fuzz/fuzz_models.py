@@ -14,16 +14,22 @@ from helpers.tiny_runs import STACK, tiny_recipe, toml
 
 from pipeline.__main__ import main as pipeline
 from shared.bpe.folder import load_making
+from shared.interop.embedding import teacher_embedding
 from shared.io.files.digests import file_sha256
 from shared.model_folder.files import save_model
 from shared.model_folder.identity import model_sha256
 from shared.patching import PatchingSettings
+from shared.shards.cache import FileCache
 from shared.shards.manifest import EntropyModelIdentity
+from shared.shards.open import open_dataset
 from shared.vocabulary import BOS
 from trainer.__main__ import main as trainer
+from trainer.data.teacher import identity_of as identity_of_teacher
+from trainer.data.teacher import open_teacher
 from trainer.main import main as train
 from trainer.provenance.identity import IDENTITY_NAME, model_identity, save_identity
 from trainer.serving.requests import ChatRequest, CompletionRequest, prompt_of_ids, prompt_of_text, read_request
+from trainer.settings import DistillationSettings
 
 SUBWORDS = 280
 
@@ -152,6 +158,25 @@ def made_teacher(folder: Path) -> None:
     save_llama(folder / "teacher", num_hidden_layers=1, vocab_size=560, eos_token_id=420)
     write_foreign(folder / "teacher", foreign_tokenizer("llama3"))
     save_dataset(folder / "d", [[document("a", "code", b"a text\nof two lines", STATIC)]], STATIC)
+
+    assert run(pipeline, "tokenizer", "--from", folder / "teacher", "--out", folder / "tokens") == 0
+    distillation = {"teacher": "teacher", "targets": "not-yet"}
+    model = tiny_recipe(Path("x"), Path("y"))["model"] | {"global": STACK | {"width": 64, "heads": 4}}
+    plan = {"targets": {"token_bytes": 3.0}}
+    recipe = tiny_recipe(Path("nodata"), Path("out"), model=model, distillation=distillation, plan=plan)
+    (folder / "recipe.toml").write_text(toml(recipe))
+
+
+def plan_with_teacher(folder: Path) -> int:
+    return run(train, "recipe.toml", "--plan")
+
+
+def read_teacher(folder: Path) -> None:
+    """What a run reads of it before its first step."""
+    wanted = DistillationSettings(teacher=Path("teacher"), tokenizer=Path("tokens"), probabilities=0)
+    open_teacher(wanted, {"": open_dataset(folder / "d")}, FileCache(folder / "cache"))
+    identity_of_teacher(wanted, [""])
+    teacher_embedding(Path("teacher"))
 
 
 def dry_run_targets(folder: Path) -> int:
