@@ -15,6 +15,7 @@ from infra.gpu.bench import ROOT, Bench, is_out_of_memory
 from infra.gpu.models import small_blt, small_entropy_model, text
 from shared.incremental import DecodingState
 from shared.layers.batch import Batch
+from shared.layers.blocks import DTYPES
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
@@ -23,7 +24,7 @@ from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
 from shared.vocabulary import IGNORED_LABEL, document_tokens
 from trainer.data.packing.limits import PackLimits, patches_for
-from trainer.distributed.world import DTYPES, World, started
+from trainer.distributed.world import World, started
 from trainer.memory import dry_run
 from trainer.memory.estimate import estimate
 from trainer.memory.parts import Memory

@@ -22,6 +22,7 @@ from shared.distillation.teacher import Teacher
 from shared.errors import IdentityError
 from shared.interop.token_teacher import open_teacher
 from shared.io.display.quantities import counted, quantity
+from shared.layers.blocks import Precision
 from shared.shards.content import with_last
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
@@ -40,6 +41,8 @@ class TeacherOptions(TargetFormat):
     context: int | None = Field(default=None, ge=2, le=LONGEST_WINDOW)
     """Tokens of a window; None: what the teacher takes best."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "float32"
+    """Of the teacher's weights and products."""
     threads: int = Field(default=1, gt=0)
     """Of each worker."""
 
@@ -141,7 +144,7 @@ def _opened(options: TeacherOptions) -> tuple[Teacher, TokenTree]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise PipelineError(f"--device cuda: on {socket.gethostname()} PyTorch finds no GPU; use --device cpu")
-    teacher = open_teacher(options.teacher, options.tokenizer, options.context, device)
+    teacher = open_teacher(options.teacher, options.tokenizer, options.context, device, options.precision)
     return teacher, TokenTree(teacher.tokens, teacher.device)
 
 

@@ -24,6 +24,7 @@ from shared.distillation.targets_folder import TeacherIdentity
 from shared.errors import ModelFileError
 from shared.io.files.path_kinds import model_folder_at
 from shared.layers.batch import segments
+from shared.layers.blocks import DTYPES, Precision, cast_model
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import TOKENIZER_FOLDER, load_settings, model_sha256
 from shared.model_settings import FlatSettings
@@ -123,15 +124,21 @@ class Frame:
 
 
 class TokenTeacher:
-    """A model of Llama's shape over the tokens of a tokenizer; it computes in fp32."""
+    """A model of Llama's shape over the tokens of a tokenizer; its logits are fp32 in any precision."""
 
     def __init__(
-        self, model: FlatTransformer, encoder: SubwordEncoder, frame: Frame, identity: TeacherIdentity
+        self,
+        model: FlatTransformer,
+        encoder: SubwordEncoder,
+        frame: Frame,
+        identity: TeacherIdentity,
+        precision: Precision = "float32",
     ) -> None:
         settings = model.settings
         assert isinstance(settings, FlatSettings)
         self._settings, self._encoder, self._frame = settings, encoder, frame
-        self._model = model.requires_grad_(False)
+        self._model = cast_model(model, DTYPES[precision]).requires_grad_(False)
+        self._precision = precision
         self.device = model.embedding.weight.device
         self.identity = identity
         self.numerics = self._found_numerics()
@@ -197,9 +204,9 @@ class TokenTeacher:
         logits = self._computed([Window(True, ids, 0)]).logits
         return NumericsClass(
             device=f"{self.device.type} {hardware}",
-            dtype="float32",
+            dtype=self._precision,
             torch=torch.__version__,
-            attention="banded" if on_cuda else "tiled",
+            attention=("varlen" if self._precision == "bfloat16" else "banded") if on_cuda else "tiled",
             stream_length=self.identity.context,
             threads=torch.get_num_threads(),
             probe=sha256(logits.cpu().numpy().astype("<f4").tobytes()).hexdigest(),
@@ -213,12 +220,18 @@ class FlatTeacher(TokenTeacher):
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Path | None = None, context: int | None = None, device: str = "cpu"
+        self,
+        folder: Path,
+        tokenizer: Path | None = None,
+        context: int | None = None,
+        device: str = "cpu",
+        precision: Precision = "float32",
     ) -> None:
         """Args:
             tokenizer: its folder; None: that of the model.
             context: C; None: CONTEXT, or twice the window of the model where that is more.
             device: "cpu" or "cuda".
+            precision: of its weights and products.
 
         Raises ModelFileError, DatasetError for a tokenizer that cannot be read, IdentityError for that of another
         model.
@@ -246,4 +259,4 @@ class FlatTeacher(TokenTeacher):
             tokenizer=making.sha256,
             context=context or max(CONTEXT, 2 * (settings.window or 0)),
         )
-        super().__init__(model, SubwordEncoder(tokenizer or own), Frame(BOS, BOE, EOS), identity)
+        super().__init__(model, SubwordEncoder(tokenizer or own), Frame(BOS, BOE, EOS), identity, precision)

@@ -22,6 +22,7 @@ from shared.interop.token_models import CONFIG_FILE, Count, TokenModelBlocks
 from shared.io.files.digests import digest, file_sha256
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.files.scratch import scratch
+from shared.layers.blocks import DTYPES, Precision
 from shared.model_folder.identity import model_sha256
 from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import TensorFolder
@@ -54,12 +55,18 @@ class TransformersTeacher(TokenTeacher):
     """A causal language model from its folder."""
 
     def __init__(
-        self, folder: Path, tokenizer: Path | None = None, context: int | None = None, device: str = "cpu"
+        self,
+        folder: Path,
+        tokenizer: Path | None = None,
+        context: int | None = None,
+        device: str = "cpu",
+        precision: Precision = "float32",
     ) -> None:
         """Args:
             tokenizer: a folder that `tokenizer --from` has made of that of the model; None: it is made now.
             context: C; None: CONTEXT, or what the model was made for where that is less.
             device: "cpu" or "cuda".
+            precision: of its weights and products.
 
         Raises InteropError with the reason when our blocks cannot compute the same, ModelFileError naming a tensor
         that does not fit, DatasetError for a tokenizer that cannot be taken over, IdentityError for another model's.
@@ -72,14 +79,14 @@ class TransformersTeacher(TokenTeacher):
         reach = config.max_position_embeddings or CONTEXT
         if context is not None and context > reach:
             raise InteropError(f"{path}: max_position_embeddings is {reach}, so that no window has {context} tokens")
-        model = _load(folder, config)
+        model = _load(folder, config, DTYPES[precision])
         identity = TeacherIdentity(
             sha256=teacher_sha256(folder),
             vocabulary=config.vocab_size,
             tokenizer=sha256,
             context=context or min(reach, CONTEXT),
         )
-        super().__init__(model.to(torch.device(device)), encoder, frame, identity)
+        super().__init__(model.to(torch.device(device)), encoder, frame, identity, precision)
 
 
 def _tokenizer_of(folder: Path, tokenizer: Path | None) -> tuple[SubwordEncoder, str]:
@@ -113,8 +120,11 @@ def _frame(config: _Config, encoder: SubwordEncoder, path: Path) -> Frame:
     return Frame(begin, begin, end)
 
 
-def _load(folder: Path, config: _Config) -> FlatTransformer:
-    """The model in our own module, in fp32. Raises InteropError, ModelFileError."""
+def _load(folder: Path, config: _Config, dtype: torch.dtype) -> FlatTransformer:
+    """The model in our own module, each tensor in ``dtype`` as soon as it is read.
+
+    Raises InteropError, ModelFileError.
+    """
     blocks, tensors = TokenModelBlocks(folder), TensorFolder(folder)
     stack = {name: getattr(blocks.stack, name) for name in StackSettings.model_fields}
     with refused_as(InteropError, f"{folder / CONFIG_FILE}: vocab_size, as "):
@@ -128,8 +138,10 @@ def _load(folder: Path, config: _Config) -> FlatTransformer:
     held = {theirs: tensors.shape(theirs) for theirs in ours.values() if theirs in names}
     check_shapes(held, {theirs: shapes[name] for name, theirs in ours.items()}, InteropError, f"{folder}: ")
 
-    read = {theirs: tensors.read(theirs).float() for theirs in set(ours.values())}  # one tensor where two are tied
-    found = {name: read[ours[name]] if name in ours else torch.cat(list(blocks.read(name))).float() for name in shapes}
+    read = {theirs: tensors.read(theirs).to(dtype) for theirs in set(ours.values())}  # one tensor where two are tied
+    found = {
+        name: read[ours[name]] if name in ours else torch.cat(list(blocks.read(name))).to(dtype) for name in shapes
+    }
     if broken := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
         raise InteropError(f"{folder}: {ours.get(broken[0], broken[0])} has values that are not finite numbers")
     model.load_state_dict(found, strict=True, assign=True)
@@ -147,7 +159,11 @@ def teacher_sha256(folder: Path) -> str:
 
 
 def open_teacher(
-    model: Path, tokenizer: Path | None = None, context: int | None = None, device: str = "cpu"
+    model: Path,
+    tokenizer: Path | None = None,
+    context: int | None = None,
+    device: str = "cpu",
+    precision: Precision = "float32",
 ) -> Teacher:
     """The teacher in a folder: of transformers, or a model folder or finished run of ours.
 
@@ -155,4 +171,4 @@ def open_teacher(
     """
     folder = model_folder_at(model)
     ours = is_ours(read_json(folder / CONFIG_FILE))
-    return (FlatTeacher if ours else TransformersTeacher)(folder, tokenizer, context, device)
+    return (FlatTeacher if ours else TransformersTeacher)(folder, tokenizer, context, device, precision)

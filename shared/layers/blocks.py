@@ -6,7 +6,7 @@ Shapes: N positions, D width, H heads, G key/value heads, C head width.
 """
 
 from functools import lru_cache
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from shared.layers.rotary import layer_rotations
 from shared.stack_settings import StackSettings
 
 M = TypeVar("M", bound=nn.Module)
+Precision = Literal["float32", "bfloat16"]
+"""Of weights and their products."""
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class RMSNorm(nn.Module):

@@ -8,7 +8,7 @@ import io
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -19,7 +19,7 @@ from shared.errors import IdentityError, ModelFileError
 from shared.io.display.log import LOG
 from shared.io.files.atomic import naming
 from shared.io.files.outputs import whole_folder
-from shared.layers.blocks import cast_model
+from shared.layers.blocks import DTYPES, Precision, cast_model
 from shared.model_folder.identity import (
     CONFIG_FILE,
     ENTROPY_MODEL_FOLDER,
@@ -41,9 +41,6 @@ from shared.models.initialise import without_values
 from shared.models.megabyte import MegaByte
 from shared.models.spacebyte import SpaceByte
 from shared.models.transformer import FlatTransformer
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 Model = FlatTransformer | Blt | MegaByte | SpaceByte | HNet
 """All kinds of models; the entropy model is a flat transformer."""
@@ -144,7 +141,7 @@ def _unpack(packed: PackedModel, settings: AnyModelSettings) -> dict[str, Tensor
 def load_model(
     folder: str | Path | PackedModel,
     device: torch.device | str = "cpu",
-    dtype: Literal["float32", "bfloat16"] | torch.dtype = "float32",
+    dtype: Precision | torch.dtype = "float32",
 ) -> Model:
     """The model in a folder, in evaluation mode, with its parameters rounded to ``dtype`` (see `cast_model`).
 
@@ -163,7 +160,7 @@ def load_entropy_model(
     folder: str | Path | PackedModel,
     sha256: str | None,
     device: torch.device | str = "cpu",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Precision = "float32",
 ) -> EntropyModel:
     """The entropy model in a folder. ``sha256``: of the one that was recorded, if one was.
 

@@ -10,7 +10,6 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,12 +17,10 @@ from torch import Tensor
 
 from shared.inputs import DocumentScorer, Inputs
 from shared.layers.batch import Segments, segments
-from shared.layers.blocks import cast_model
+from shared.layers.blocks import DTYPES, Precision, cast_model
 from shared.layers.tile_sizes import BAND
 from shared.models.entropy_model import EntropyModel, KVCache, entropy
 from shared.vocabulary import BOE, document_tokens
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class _Feed:
@@ -67,7 +64,7 @@ class Scorer(DocumentScorer):
         self,
         model: EntropyModel,
         stream_length: int,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Precision = "float32",
         device: torch.device | str = "cpu",
         in_flight: int | None = None,
     ) -> None:
@@ -80,12 +77,12 @@ class Scorer(DocumentScorer):
         """
         if stream_length <= 0 or stream_length % BAND:
             raise ValueError(f"stream_length {stream_length} must be a positive multiple of {BAND}")
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype {dtype!r} must be one of {', '.join(_DTYPES)}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
         self.stream_length = stream_length
         self.device = torch.device(device)
         self._in_flight = in_flight or (1 if self.device.type == "cpu" else 2)
-        self.model = cast_model(copy.deepcopy(model).to(self.device), _DTYPES[dtype]).eval().requires_grad_(False)
+        self.model = cast_model(copy.deepcopy(model).to(self.device), DTYPES[dtype]).eval().requires_grad_(False)
 
     def score_pieces(self, documents: Iterable[Inputs]) -> Iterator[tuple[np.ndarray, bool]]:
         """Entropies as they come out of the streams: float32 [k] nats, and whether they end their document.

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from bench_train import ROOT, sources
 
 from shared.layers.batch import Batch
+from shared.layers.blocks import DTYPES
 from shared.model_folder.files import build_model as plain_model
 from shared.models.blt import Blt
 from shared.vocabulary import IGNORED_LABEL
@@ -30,7 +31,7 @@ from trainer.data.loader import PackLoader
 from trainer.data.run_data import RunData
 from trainer.distributed.build import fill
 from trainer.distributed.row_sharded_tables import RowTables, row_tables
-from trainer.distributed.world import DTYPES, World, started
+from trainer.distributed.world import World, started
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import TrainStep, clip, predict, take_step
 from trainer.provenance.identity import run_identity

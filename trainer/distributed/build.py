@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from shared.errors import ConfigError
-from shared.layers.blocks import Block
+from shared.layers.blocks import DTYPES, Block
 from shared.layers.cross_attention import CrossAttention
 from shared.model_folder.files import Model
 from shared.model_folder.files import build_model as empty_model
@@ -18,7 +18,7 @@ from trainer.distributed.activation_checkpointing import recompute
 from trainer.distributed.dtensor import local_slice, to_local
 from trainer.distributed.float8 import check_float8, use_float8
 from trainer.distributed.row_sharded_tables import RowTables, row_tables
-from trainer.distributed.world import DTYPES, World
+from trainer.distributed.world import World
 from trainer.settings import TrainSettings
 
 

@@ -65,8 +65,6 @@ def meet(store: dist.Store, rank: int, size: int) -> str:
     return name
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 SETUP_TIMEOUT = timedelta(hours=2)
 """For what takes as long as it takes: compiling, reading and writing checkpoints, writing the model."""
 SIGNS_OF_A_LOST_PEER = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")

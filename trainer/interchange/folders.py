@@ -25,7 +25,7 @@ from shared.io.display.quantities import quantity
 from shared.io.files.atomic import write_atomic
 from shared.io.files.digests import file_sha256
 from shared.io.files.outputs import whole_folder
-from shared.model_folder.files import DTYPES
+from shared.layers.blocks import DTYPES
 from shared.model_folder.identity import (
     CONFIG_FILE,
     ENTROPY_MODEL_FOLDER,

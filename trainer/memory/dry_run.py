@@ -17,13 +17,14 @@ from torch.distributed.fsdp import FSDPModule
 from shared.io.display.quantities import quantity
 from shared.io.files.atomic import write_atomic
 from shared.layers.batch import Batch, Patches, TeacherTargets, patch_room, segments
+from shared.layers.blocks import DTYPES
 from shared.patching.credit import PatchCredit
 from shared.vocabulary import BOS, OFFSET
 from trainer.data.packing.limits import PackLimits
 from trainer.distributed.build import units
 from trainer.distributed.dtensor import to_local
 from trainer.distributed.row_sharded_tables import row_tables
-from trainer.distributed.world import DTYPES, World
+from trainer.distributed.world import World
 from trainer.errors import TrainingError
 from trainer.memory.meter import Meter
 from trainer.memory.parts import HELP, STATE, Memory, logits_bytes, unsharded_elements

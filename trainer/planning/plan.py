@@ -27,7 +27,6 @@ from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.estimate import estimate
 from trainer.memory.parameters import frozen_names, parameter_shapes, sizes_by_part, trained_size
 from trainer.memory.parts import Memory
-from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
 from trainer.planning.teacher import TeacherPlan, TokenModel, plan_teacher, teacher_of
 from trainer.settings import TrainSettings
 from trainer.settings.learning import InBytes, InSteps, Length
@@ -119,7 +118,7 @@ class Plan:
     @property
     def teacher_seconds(self) -> float | None:
         """Of making the targets, on the same devices; None where their peak is not known."""
-        return None if self.teacher is None else self._seconds(self.teacher.flops, TEACHER_DTYPE)
+        return None if self.teacher is None else self._seconds(self.teacher.flops, self.teacher.precision)
 
     def _seconds(self, flops: float, dtype: str) -> float | None:
         if self.device is None:

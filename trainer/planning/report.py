@@ -11,7 +11,6 @@ from shared.layers.devices import GIB, MIB
 from trainer.memory.estimate import estimate
 from trainer.memory.parts import SELDOM, STATE
 from trainer.planning.plan import Plan, PlannedPhase
-from trainer.planning.teacher import DTYPE as TEACHER_DTYPE
 from trainer.planning.teacher import TeacherPlan
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import UNNAMED_TEACHER
@@ -90,7 +89,7 @@ def _teacher(plan: Plan, teacher: TeacherPlan) -> Iterator[tuple[str, str]]:
     words = f"{amount(teacher.forward)} FLOPs a byte in windows of {teacher.context:,} tokens"
     if teacher.model:
         words = f"{teacher.model.name}, {amount(teacher.model.parameters)} parameters; {words}"
-    time = _time(plan, plan.teacher_seconds, TEACHER_DTYPE)
+    time = _time(plan, plan.teacher_seconds, teacher.precision)
     yield "the teacher", f"{words}: once over {amount(teacher.bytes, 'B')} of text, {teacher.flops:.2e} FLOPs{time}"
     made = "there" if teacher.found else "to be made"
     yield (

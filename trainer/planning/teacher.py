@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -18,8 +19,6 @@ from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.parameters import parameter_shapes, sizes_by_part
 from trainer.settings import TrainSettings
 
-DTYPE = "float32"
-"""What a teacher computes in."""
 CONTEXT = 1024
 """Tokens of a window, as `python -m pipeline targets` takes them where nothing else is said."""
 WIDTHS = {"float16": 2, "float32": 4}
@@ -66,6 +65,8 @@ class TeacherPlan:
     """Of text: of the training split, where that is there; of the run otherwise."""
     forward: float
     """FLOPs a byte of text, all windows that it is in."""
+    precision: Literal["float32", "bfloat16"]
+    """What the teacher computes in."""
     top: int
     """K."""
     dtype: str
@@ -118,6 +119,7 @@ def _of_targets(folder: Path, names: Sequence[str], model: TokenModel | None) ->
         context=identity.teacher.context,
         bytes=text,
         forward=flops / max(text, 1),
+        precision="float32" if identity.numerics is None else identity.numerics.dtype,
         top=identity.form.top,
         dtype=identity.form.dtype,
         stored=sum(one.bytes_on_disk for one in found),
@@ -141,6 +143,7 @@ def _of_text(settings: TrainSettings, data: RunData, model: TokenModel, text: in
         context=context,
         bytes=text,
         forward=forward_flops(model.settings, useful_workload(model.settings, windows)).total / max(length, 1),
+        precision=planned.precision,
         top=planned.top,
         dtype=planned.dtype,
         stored=bytes_of_targets(planned.top, planned.dtype, text + documents, documents),

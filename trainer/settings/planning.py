@@ -18,6 +18,8 @@ class TargetsPlanSettings(Section):
     """K, symbols of each target."""
     dtype: Literal["float16", "float32"] = "float16"
     """Of logarithms."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the teacher's weights and products."""
     context: Annotated[int, Unit("tokens")] | None = Field(default=None, ge=2, le=LONGEST_WINDOW)
     """Of a window of a long document; None: 1024, as the command takes them."""
     token_bytes: Annotated[float, Unit("bytes")] | None = Field(default=None, ge=1, le=LONGEST_PATCH)

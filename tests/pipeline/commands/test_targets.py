@@ -165,7 +165,26 @@ def test_the_same_command_does_nothing_and_another_is_refused(place: Path, capsy
     assert "nothing to do" in capsys.readouterr().out
     assert run(*line, "--top", 3) == 2
     assert "identity.form.top" in capsys.readouterr().err
+    assert run(*line, "--precision", "bfloat16") == 2
+    assert "identity.numerics.dtype" in capsys.readouterr().err
     assert files(place / "targets") == before
+
+
+def test_a_teacher_in_bfloat16_says_nearly_the_same(place: Path, tmp_path: Path) -> None:
+    line = ("targets", place / "data", "--teacher", place / "teacher", "--context", 4096, "--top", 256)
+    assert run(*line, "--dtype", "float32", "--precision", "bfloat16", "--out", tmp_path / "out") == 0
+    data = open_dataset(place / "data" / "validation")
+    exact, rounded = (open_targets(folder / "validation", data) for folder in (place / "exact", tmp_path / "out"))
+    assert rounded.identity.numerics is not None
+    assert rounded.identity.numerics.dtype == "bfloat16"
+    row = next(iter(data.rows(0)))
+    length, said = len(row.text) + 1, []
+    for one in (exact, rounded):
+        symbols, logs = one.next_bytes(0, 0, 0, length)
+        said.append(np.zeros((length, 512)))
+        np.put_along_axis(said[-1], symbols.astype(np.int64), np.exp(logs[:, :-1]), 1)
+    apart = np.abs(said[0] - said[1]).sum(1) / 2  # what each target has moved of its probability
+    assert 0 < apart.mean() < 0.05
 
 
 def test_what_is_no_teacher_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

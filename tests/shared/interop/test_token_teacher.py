@@ -20,12 +20,16 @@ from shared.distillation.byte_targets import TokenTree
 from shared.distillation.teacher import FlatTeacher
 from shared.errors import DatasetError, IdentityError, ModelFileError
 from shared.interop.token_teacher import TransformersTeacher, open_teacher
+from shared.layers.blocks import Precision
 from shared.vocabulary import EOS
 
 TEXT = "".join(TEXTS).encode() + b"\xff the end"
 IDS = {"vocab_size": 560, "bos_token_id": None, "eos_token_id": 420}
 """More ids than the tokenizers have; that which ends a document is special in the one like Llama 3's."""
 FAMILY_TOKENIZERS = {"llama 2": "llama2", "mistral with a window": "mistral", "qwen3": "qwen2", "qwen2": "qwen2"}
+
+
+PRECISIONS: tuple[Precision, Precision] = ("float32", "bfloat16")
 
 
 def teacher_at(folder: Path, name: str, **ids: Any) -> PreTrainedModel:
@@ -55,6 +59,21 @@ def test_logits_of_every_family_are_those_of_transformers(tmp_path: Path, name: 
     wanted = said_by(model, [begin, *tokens[:-1]])
     assert (said.logits - wanted).abs().max() <= 1e-4
     assert wanted.std() > 0.5, "logits must differ"
+
+
+@pytest.mark.parametrize("name", ["llama 3", "qwen2"])
+def test_in_bfloat16_logits_are_as_far_off_as_those_of_transformers(tmp_path: Path, name: str) -> None:
+    model = teacher_at(tmp_path / "model", name)
+    exact, rounded = (TransformersTeacher(tmp_path / "model", None, 256, "cpu", kind) for kind in PRECISIONS)
+    (wanted,), (said,) = (one.predictions([[TEXT[:200]]]) for one in (exact, rounded))
+    begin = model.config.eos_token_id if model.config.bos_token_id is None else model.config.bos_token_id
+    theirs = said_by(model.bfloat16(), [begin, *wanted.ids.tolist()[:-1]]).float()
+    error, allowed = ((found - wanted.logits).square().mean().sqrt() for found in (said.logits, theirs))
+    assert said.logits.dtype == torch.float32
+    assert 0 < error < 1.5 * allowed
+    assert (exact.numerics.dtype, rounded.numerics.dtype) == PRECISIONS
+    assert exact.numerics.probe != rounded.numerics.probe
+    assert exact.identity == rounded.identity
 
 
 def test_of_a_long_document_each_window_is_what_transformers_say_of_it(tmp_path: Path) -> None:

@@ -151,6 +151,9 @@ def distilling(data: Path, out: Path, config: Path, **sections: dict) -> list[st
     return [str(out.with_suffix(".toml")), "--plan"]
 
 
+IN_BFLOAT16 = ["--plan.targets.precision", "bfloat16"]
+
+
 def test_a_plan_counts_the_teacher_once_over_the_text_and_the_room_of_its_targets(
     config: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +178,10 @@ def test_a_plan_counts_the_teacher_once_over_the_text_and_the_room_of_its_target
     assert "in windows of 32 tokens" in out
     assert "20 bytes a byte of text, the 4 most probable symbols in float16" in out
     assert "teacher 0.12" in out
+    exact, rounded = (load_plan(Path(command[0]), ["--plan.device", "H200", *more]) for more in ([], IN_BFLOAT16))
+    assert exact.teacher_seconds is not None
+    assert rounded.teacher_seconds == pytest.approx(exact.teacher_seconds * 67 / 989, rel=1e-3)
+    assert exact.seconds == rounded.seconds
 
 
 def test_figures_of_targets_that_are_there_are_theirs(config: Path, data: Path, tmp_path: Path) -> None:
