@@ -19,8 +19,9 @@ from shared.layers.blocks import DTYPES
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
-from shared.models.flops import forward_flops, training_flops, useful_workload
+from shared.models.flops import forward_flops, training_flops
 from shared.models.scoring import Scorer
+from shared.models.workload import useful_workload
 from shared.patching import PatchingSettings
 from shared.vocabulary import IGNORED_LABEL, document_tokens
 from trainer.data.packing.limits import PackLimits, patches_for

@@ -28,8 +28,9 @@ from shared.layers.blocks import DTYPES, Precision, cast_model
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import TOKENIZER_FOLDER, load_settings, model_sha256
 from shared.model_settings import FlatSettings
-from shared.models.flops import forward_flops, useful_workload
+from shared.models.flops import forward_flops
 from shared.models.transformer import FlatTransformer
+from shared.models.workload import useful_workload
 from shared.shards.manifest import NumericsClass
 from shared.vocabulary import BOE, BOS, EOS, OFFSET
 

@@ -37,9 +37,10 @@ from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import model_sha256
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.models.entropy_model import EntropyModel, entropy
-from shared.models.flops import forward_flops, useful_workload
+from shared.models.flops import forward_flops
 from shared.models.initialise import initialise
 from shared.models.scoring import Scorer
+from shared.models.workload import useful_workload
 from shared.patching import PatchingSettings
 from shared.vocabulary import BOE, document_tokens
 

@@ -38,7 +38,8 @@ from shared.layers.fused_ops import apply_rotary, swiglu
 from shared.layers.rotary import rotary
 from shared.model_settings import BltSettings
 from shared.models.blt import Blt
-from shared.models.flops import training_flops, useful_workload
+from shared.models.flops import training_flops
+from shared.models.workload import useful_workload
 from shared.stack_settings import StackSettings
 
 FEW_PATCHES = 64.0

@@ -3,7 +3,8 @@
 import numpy as np
 
 from shared.model_settings import AnyModelSettings, CountsSettings, HNetSettings, StoredSettings
-from shared.models.flops import Workload, forward_flops, text_workload, useful_workload
+from shared.models.flops import forward_flops
+from shared.models.workload import Workload, text_workload, useful_workload
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import DocumentScores
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from shared.errors import ConfigError
-from shared.models.flops import Workload, forward_flops, training_flops
+from shared.models.flops import forward_flops, training_flops
+from shared.models.workload import Workload
 from trainer.data.run_data import RunData
 from trainer.experiments.systems import Values
 from trainer.memory.parameters import frozen_names

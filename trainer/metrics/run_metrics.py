@@ -12,15 +12,8 @@ import torch
 from shared.layers.batch import PatchRoom
 from shared.layers.devices import find_device
 from shared.model_settings import AnyModelSettings, EntropyModelSettings
-from shared.models.flops import (
-    Recompute,
-    Workload,
-    executed_training_flops,
-    executed_workload,
-    forward_flops,
-    training_flops,
-    useful_workload,
-)
+from shared.models.flops import Recompute, executed_training_flops, forward_flops, training_flops
+from shared.models.workload import Workload, executed_workload, useful_workload
 from trainer.data.packing.packs import Pack
 from trainer.data.run_data import RunData
 from trainer.distributed.world import World

@@ -9,7 +9,7 @@ import numpy as np
 
 from shared.errors import ConfigError
 from shared.model_settings import AnyModelSettings, EntropyModelSettings
-from shared.models.flops import Workload, executed_workload, text_workload
+from shared.models.workload import Workload, executed_workload, text_workload
 from trainer.data.packing.planner import DATA_ENDS, PackPlan, Planner
 from trainer.data.packing.slices import SliceReader, Slices
 from trainer.data.patch_schedule import PatchSchedule

@@ -11,14 +11,8 @@ from shared.errors import ConfigError
 from shared.layers.devices import Device, find_device
 from shared.model_folder.identity import stored_settings
 from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings, HNetSettings
-from shared.models.flops import (
-    executed_training_flops,
-    executed_workload,
-    forward_flops,
-    paper_flops_per_byte,
-    training_flops,
-    useful_workload,
-)
+from shared.models.flops import executed_training_flops, forward_flops, paper_flops_per_byte, training_flops
+from shared.models.workload import executed_workload, useful_workload
 from shared.patching.credit import PatchCredit
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER
 from trainer.data.packing.limits import patches_for

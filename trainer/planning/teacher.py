@@ -11,7 +11,8 @@ from shared.errors import ModelFileError
 from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.identity import CONFIG_FILE, stored_settings
 from shared.model_settings import MOST_IDS, FlatSettings
-from shared.models.flops import forward_flops, useful_workload
+from shared.models.flops import forward_flops
+from shared.models.workload import useful_workload
 from shared.settings import refused_as
 from shared.vocabulary import VOCABULARY_SIZE
 from trainer.data.run_data import RunData

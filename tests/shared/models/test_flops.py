@@ -31,21 +31,17 @@ from shared.layers.batch import Batch
 from shared.layers.cross_attention import _strips
 from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
 from shared.model_settings import BltSettings
-from shared.models.flops import (
+from shared.models.flops import executed_training_flops, forward_flops, paper_flops_per_byte, stacks, training_flops
+from shared.models.hnet import RoutedLogits
+from shared.models.workload import (
     Workload,
     causal_pairs,
-    executed_training_flops,
     executed_workload,
-    forward_flops,
-    paper_flops_per_byte,
-    stacks,
     strip_reads,
     text_workload,
     tiled_pairs,
-    training_flops,
     useful_workload,
 )
-from shared.models.hnet import RoutedLogits
 from shared.patching import PatchingSettings
 from shared.stack_settings import StackSettings
 

@@ -29,7 +29,8 @@ from shared.errors import DatasetError
 from shared.layers.batch import segments
 from shared.model_folder.files import load_model
 from shared.model_settings import FlatSettings
-from shared.models.flops import training_flops, useful_workload
+from shared.models.flops import training_flops
+from shared.models.workload import useful_workload
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
 from shared.shards.spans import spans_of

@@ -25,8 +25,9 @@ from shared.errors import IdentityError
 from shared.model_folder.files import build_model, load_model, save_model
 from shared.model_folder.identity import TOKENIZER_FOLDER, load_settings
 from shared.model_settings import ModelSettings
-from shared.models.flops import forward_flops, useful_workload
+from shared.models.flops import forward_flops
 from shared.models.initialise import initialise
+from shared.models.workload import useful_workload
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.document import Row
 from shared.shards.open import open_dataset

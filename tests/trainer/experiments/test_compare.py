@@ -20,7 +20,8 @@ from shared.errors import ConfigError
 from shared.io.display.log import LOG
 from shared.io.display.progress import Progress
 from shared.io.display.quantities import quantity
-from shared.models.flops import forward_flops, text_workload
+from shared.models.flops import forward_flops
+from shared.models.workload import text_workload
 from shared.patching.sizes import load_patch_sizes
 from shared.shards.open import open_dataset
 from trainer.__main__ import main

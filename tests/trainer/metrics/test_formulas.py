@@ -10,7 +10,8 @@ import torch
 from helpers.tiny_runs import STATIC, tiny_data, tiny_settings
 
 from shared.model_settings import EntropyModelSettings
-from shared.models.flops import forward_flops, useful_workload
+from shared.models.flops import forward_flops
+from shared.models.workload import useful_workload
 from shared.shards.open import open_dataset
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits

@@ -17,7 +17,8 @@ from shared.distillation.teacher import CONTEXT as TEACHERS_CONTEXT
 from shared.distillation.teacher import windows
 from shared.layers.batch import Batch
 from shared.model_folder.files import build_model
-from shared.models.flops import forward_flops, useful_workload
+from shared.models.flops import forward_flops
+from shared.models.workload import useful_workload
 from shared.shards.open import open_dataset
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
