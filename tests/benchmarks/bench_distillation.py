@@ -1,46 +1,67 @@
 """What distillation from a token model saves: training bytes, and bits per byte at equal FLOPs.
 
-    python tests/benchmarks/bench_distillation.py FOLDER [--bytes 1000000] [--first 200000] [--seeds 0 1 2]
+    python tests/benchmarks/bench_distillation.py FOLDER [--bytes 1000000] [--share 0.3] [--seeds 0 1 2]
 
 FOLDER holds what docs/results/2026-11-30-distillation.md makes: teacher/, a flat model over tokens, whose blocks are
 the global transformer of every system; tokens/ and causal/, recuts of one dataset by rule bpe with the teacher's
 tokenizer, which is tokenizer/, and by a causal rule; targets/, what the teacher says of it; recipe.toml. Runs go to
 FOLDER/runs; one that is there is not repeated.
 
-All systems have the recipe, the order of documents of their seed, and the FLOPs of (c), which trains on BYTES:
+All systems have the recipe and the order of documents of their seed:
 
-    (a) tokens   stage 1 on FIRST bytes in patches that are the teacher's tokens, then stage 2 on causal patches
-    (a) causal   stage 1 on the causal patches, then the same
+    (a) tokens   SHARE of the bytes as stage 1, blocks frozen, in patches that are the teacher's tokens;
+                 then stage 2 on causal patches
+    (a) causal   the same with stage 1 on the causal patches, too
     (b)          the teacher's blocks, no distillation: stage 2 alone
     (c)          from scratch
-    (d) taught   the teacher's blocks, and its probabilities all along: stage 2 alone, on causal patches
+    (d) taught   no stage 1: the teacher's blocks, and its probabilities all along, on causal patches
 
-Counted are the FLOPs of both stages, and of the teacher over the bytes on which it is learned from; not those that made
-the teacher.
-"bytes until (c)" are all training bytes, those of stage 1 included, after which a system's validation is what (c)'s is
-at its end; between two validations the curve is a line. FOLDER/runs has the curves (curves.html) and their points
-(curves.csv).
+In (a) the teacher's probabilities are learned from in both stages. Counted are the FLOPs of both stages, and of the
+teacher over the bytes on which it is learned from; not those that made the teacher.
+
+(c) trains on BYTES. Every other system is trained twice, on half as many, and until it has the FLOPs of (c): the rate
+falls to its floor at the end of each run, so that the end of a run is compared with the end of another. "bytes until
+(c)" are the training bytes, those of stage 1 included, whose run ends where (c) ends; between the two runs it is read
+off a line over the logarithm of bytes. FOLDER/runs has the curves (curves.html) and their points (curves.csv).
 """
 
 import argparse
 import csv
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
+from unittest.mock import patch
 
+import torch
+import torch.nn.functional as F
+
+from shared.bpe.vocabulary import NO_TOKEN
+from shared.distillation.losses import BEGINNING
 from shared.distillation.targets_folder import load_targets
+from shared.interop.embedding import teacher_embedding
 from shared.io.display.quantities import clock, quantity
 from shared.io.display.tables import aligned
 from shared.io.display.terminal import show
+from shared.model_folder.files import load_model
+from shared.models.blt import Blt
+from shared.shards.open import open_dataset
+from shared.vocabulary import IGNORED_LABEL
+from trainer.data.loader import PackLoader
+from trainer.data.packing.limits import pack_limits
+from trainer.data.packing.teacher import TeacherReader
 from trainer.drawing.chart import Curve, chart
 from trainer.drawing.page import drawn_page, header, section
 from trainer.experiments.results.statistics import student_interval
 from trainer.metrics.history import History, load_history
 
 ROOT = Path(__file__).parents[2]
+TOKENS = 1024
+"""Of a pack of held-out text."""
 GLOBAL_RATE = 0.5
 """Of the learning rate, for the blocks that come from the teacher, in stage 2 (as Bolmo has it)."""
 
@@ -55,34 +76,56 @@ class Point:
     bits: float
 
 
-def pairs_of(one: Point, other: Point) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Bytes, and FLOPs, of both."""
-    return (one.bytes, other.bytes), (one.flops, other.flops)
-
-
 @dataclass(frozen=True)
 class Trained:
-    """A system with one seed."""
+    """A run, or the runs of both stages, with one seed."""
 
     points: list[Point]
     seconds: float
+    terms: dict[str, float] | None = None
+    """Of the loss of stage 1 at its end, nats a target, and squares a patch for the embedding."""
 
     @property
     def last(self) -> Point:
         return self.points[-1]
 
-    def until(self, bits: float) -> Point | None:
-        """Where its validation first is as low as this; None if it never is."""
-        before = None
-        for point in self.points:
-            if point.bits <= bits:
-                if before is None or before.bits <= bits:
-                    return point
-                share = (before.bits - bits) / (before.bits - point.bits)
-                size, flops = (a + share * (b - a) for a, b in pairs_of(before, point))
-                return Point(size, flops, bits)
-            before = point
-        return None
+
+@dataclass(frozen=True)
+class Both:
+    """A system with one seed: half the bytes of (c), and all its FLOPs."""
+
+    half: Trained
+    full: Trained
+
+    def until(self, bits: float) -> float | None:
+        """Training bytes of a run that ends with these bits: no fewer than half, None if it takes more than all."""
+        one, other = self.half.last, self.full.last
+        if one.bits <= bits:
+            return one.bytes
+        if other.bits > bits:
+            return None
+        share = (one.bits - bits) / (one.bits - other.bits)
+        return math.exp(math.log(one.bytes) + share * math.log(other.bytes / one.bytes))
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to begin with the teacher."""
+
+    folder: str
+    name: str
+    first: str | None = None
+    """The dataset of stage 1; None if there is none."""
+    taught: bool = True
+    """Whether stage 2 learns the teacher's probabilities."""
+
+
+SYSTEMS = (
+    System("blocks", "(b) blocks", taught=False),
+    System("tokens", "(a) tokens", first="tokens"),
+    System("causal", "(a) causal", first="causal"),
+    System("taught", "(d) taught"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +134,7 @@ class Study:
 
     folder: Path
     bytes: int
-    first: int
+    share: float
     seeds: Sequence[int]
     lr: float | None
 
@@ -101,44 +144,84 @@ class Study:
         _, manifest = load_targets(self.folder / "targets", "train")
         return manifest.flops / manifest.bytes
 
-    def trained(self, seed: int) -> dict[str, Trained]:
-        """All systems, each with its points over bytes and FLOPs."""
+    def scratch(self, seed: int) -> Trained:
+        """(c)."""
+        out = self.folder / "runs" / str(seed) / "scratch"
+        run = self._run(out, self.folder / "recipe.toml", "causal", seed, self.bytes)
+        return of_run(run, per_byte(run))
+
+    def trained(self, system: System, seed: int, budget: float) -> Both:
+        """A system on half the bytes of (c), and with the FLOPs of its ``budget``."""
+        half = self._stages(system, seed, self.bytes // 2, "half")
+        rate = half.last.flops / half.last.bytes
+        return Both(half, self._stages(system, seed, int(budget / rate), "full"))
+
+    def _stages(self, system: System, seed: int, length: int, name: str) -> Trained:
         given, runs = self.folder, self.folder / "runs" / str(seed)
-        scratch = self._run(runs / "scratch", given / "recipe.toml", given / "causal", seed, self.bytes)
-        rate = per_byte(scratch)
-        budget = rate * scratch.lines[-1]["targets"]
-        student, recipe = runs / "student", runs / "student" / "recipe.toml"
+        student = runs / "student"
         if not student.exists():
             words = ["--recipe", given / "recipe.toml", "--run.seed", seed]
             command("-m", "trainer", "byteify", given / "teacher", student, *words)
-        start = ["--start.model", student, *scaled(GLOBAL_RATE)]
-        copied = self._run(runs / "blocks", recipe, given / "causal", seed, self.bytes, *start)
-        found = {"(c) from scratch": of_run(scratch), "(b) blocks": of_run(copied)}
-        for name in ("tokens", "causal"):
-            wanted = ["--distillation.targets", given / "targets", "--distillation.teacher", given / "teacher"]
-            if name == "causal":
+        recipe, start, before = student / "recipe.toml", student, None
+        taught = ["--distillation.targets", given / "targets"]
+        if system.first is not None:
+            wanted = [*taught, "--distillation.teacher", given / "teacher", "--start.model", start, *scaled(0)]
+            if system.first == "causal":
                 wanted += ["--distillation.tokenizer", given / "tokenizer"]
-            start = ["--start.model", student, *scaled(0)]
-            first = self._run(runs / f"{name}-1", recipe, given / name, seed, self.first, *wanted, *start)
-            spent = (per_byte(first) + self.teacher_flops) * first.lines[-1]["targets"]
-            start = ["--start.model", runs / f"{name}-1" / "model", *scaled(GLOBAL_RATE)]
-            left = int((budget - spent) / rate)
-            second = self._run(runs / f"{name}-2", recipe, given / "causal", seed, left, *start)
-            found[f"(a) {name}"] = after(of_run(second), first.lines[-1]["targets"], spent, seconds_of(first))
-        wanted = ["--distillation.targets", given / "targets", "--distillation.embedding", 0]
-        start = ["--start.model", student, *scaled(GLOBAL_RATE)]
-        length = int(budget / (rate + self.teacher_flops))
-        taught = self._run(runs / "taught", recipe, given / "causal", seed, length, *wanted, *start)
-        found["(d) taught"] = after(of_run(taught), 0, 0.0, 0.0, self.teacher_flops)
-        return found
+            start = runs / f"{system.folder}-{name}-1"
+            before = self._run(start, recipe, system.first, seed, round(self.share * length), *wanted)
+            start = start / "model"
+            length -= before.lines[-1]["targets"]
+        wanted = ["--start.model", start, *scaled(GLOBAL_RATE)]
+        if system.taught:
+            wanted += [*taught, "--distillation.embedding", 0]
+        run = self._run(runs / f"{system.folder}-{name}", recipe, "causal", seed, length, *wanted)
+        found = of_run(run, per_byte(run) + (self.teacher_flops if system.taught else 0.0))
+        return found if before is None else after(before, per_byte(before) + self.teacher_flops, found)
 
-    def _run(self, out: Path, recipe: Path, data: Path, seed: int, length: int, *options: object) -> History:
+    def _run(self, out: Path, recipe: Path, data: str, seed: int, length: int, *options: object) -> History:
         """Train, or find it trained."""
         if not (out / "model" / "identity.json").exists():
-            words = ["--data.path", data, "--run.out", out, "--run.seed", seed, "--run.bytes", length]
+            words = ["--data.path", self.folder / data, "--run.out", out, "--run.seed", seed, "--run.bytes", length]
             lr = [] if self.lr is None else ["--optimizer.lr", self.lr]
             command("trainer/main.py", recipe, *words, *lr, *options)
         return load_history(out)
+
+
+PACKS = 60
+"""Of held-out text, on which inputs of the blocks are exchanged."""
+
+
+def with_other_inputs(study: Study, seed: int) -> dict[str, float]:
+    """Cross-entropy, nats a target of held-out text, after stage 1 on tokens, of what its blocks read: what the encoder
+    gives, the teacher's embedding of the same tokens, nothing.
+    """
+    model = load_model(study.folder / "runs" / str(seed) / "tokens-full-1" / "model")
+    data, embedding = open_dataset(study.folder / "tokens" / "validation"), teacher_embedding(study.folder / "teacher")
+    assert isinstance(model, Blt)
+    reader = TeacherReader(None, study.folder / "tokenizer")
+    loader = PackLoader(data, pack_limits(data.manifest, TOKENS), 1, teacher=reader)
+    sums, targets, own = dict[str, float](), 0, model.global_.inputs
+    for pack in islice(loader, PACKS):
+        batch = pack.batch.to(torch.device("cpu"))
+        assert batch.patches is not None
+        assert batch.teacher is not None
+        tokens = batch.teacher.tokens
+        tokens = torch.where(tokens == BEGINNING, embedding.beginning, tokens)
+        # Patches that are no tokens, of special ids, are read as they are.
+        known = (tokens != NO_TOKEN)[:, None]
+        wanted = embedding.table[tokens.clamp(min=0)]
+        with torch.inference_mode():
+            ngrams = model.ngrams(batch.ids, batch.documents)
+            read = own(model.encoder(batch.ids, ngrams, batch.documents, batch.patches)[1])
+        ways = {"encoder": read, "embedding": torch.where(known, wanted, read), "nothing": torch.zeros_like(read)}
+        for name, inputs in ways.items():
+            with patch.object(model.global_, "inputs", lambda _, given=inputs: given), torch.inference_mode():
+                logits = model(batch.ids, batch.documents, batch.patches)
+            loss = F.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
+            sums[name] = sums.get(name, 0.0) + float(loss)
+        targets += int((batch.labels != IGNORED_LABEL).sum())
+    return {name: value / targets for name, value in sums.items()}
 
 
 def scaled(rate: float) -> list[str]:
@@ -158,22 +241,18 @@ def per_byte(run: History) -> float:
     return fmean(line["flops_per_byte"]["useful"] for line in run.lines)
 
 
-def seconds_of(run: History) -> float:
-    return float(run.lines[-1]["seconds"])
+def of_run(run: History, rate: float) -> Trained:
+    """``rate``: FLOPs a byte."""
+    return Trained([Point(x, rate * x, bits) for x, bits in run.validation_curve()], run.lines[-1]["seconds"])
 
 
-def of_run(run: History) -> Trained:
-    rate = per_byte(run)
-    return Trained([Point(x, rate * x, bits) for x, bits in run.validation_curve()], seconds_of(run))
-
-
-def after(trained: Trained, size: float, flops: float, seconds: float, more: float = 0.0) -> Trained:
-    """What came after a first stage of so many bytes and FLOPs; ``more``: FLOPs a byte that it has not counted."""
-    points = [
-        replace(point, bytes=point.bytes + size, flops=point.flops + flops + more * point.bytes)
-        for point in trained.points
-    ]
-    return Trained(points, trained.seconds + seconds)
+def after(before: History, rate: float, trained: Trained) -> Trained:
+    """What came after a first stage, whose FLOPs a byte are ``rate``."""
+    last = before.lines[-1]
+    size, terms = last["targets"], dict(last["distillation"])
+    points = [replace(at, bytes=at.bytes + size, flops=at.flops + rate * size) for at in trained.points]
+    terms["embedding"] *= last["bytes_per_patch"]
+    return Trained(points, trained.seconds + last["seconds"], terms)
 
 
 def words(values: Sequence[float], digits: int) -> str:
@@ -184,46 +263,74 @@ def words(values: Sequence[float], digits: int) -> str:
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
 
 
-def report(study: Study, found: dict[int, dict[str, Trained]]) -> None:
+def report(study: Study, scratch: dict[int, Trained], found: dict[System, dict[int, Both]]) -> None:
     """Print the two figures, and write the curves."""
     heads = ["system", "bits/byte", "better than (c) by", "FLOPs", "bytes", "bytes until (c)", "times fewer", "time"]
-    lines = []
-    for name in next(iter(found.values())):
-        own = {seed: systems[name] for seed, systems in found.items()}
-        scratch = {seed: systems["(c) from scratch"] for seed, systems in found.items()}
-        better = [scratch[seed].last.bits - own[seed].last.bits for seed in own]
-        reached = {seed: one.until(scratch[seed].last.bits) for seed, one in own.items()}
-        fewer = [scratch[seed].last.bytes / point.bytes for seed, point in reached.items() if point is not None]
-        until = [point.bytes for point in reached.values() if point is not None]
-        never = len(own) - len(until)
+    lines = [
+        ["(c) from scratch", words([one.last.bits for one in scratch.values()], 4), "", *size(scratch), "", "", ""]
+    ]
+    halves = []
+    for system, runs in found.items():
+        full, half = {seed: both.full for seed, both in runs.items()}, {seed: both.half for seed, both in runs.items()}
+        until = {seed: both.until(scratch[seed].last.bits) for seed, both in runs.items()}
+        reached = {seed: value for seed, value in until.items() if value is not None}
+        fewer, never = [scratch[seed].last.bytes / value for seed, value in reached.items()], len(runs) - len(reached)
         lines.append(
             [
-                name,
-                words([one.last.bits for one in own.values()], 4),
-                words(better, 4),
-                quantity(fmean(one.last.flops for one in own.values())),
-                quantity(fmean(one.last.bytes for one in own.values())),
-                (words([value / 1e3 for value in until], 0) + " k") if until else "never",
-                (words(fewer, 2) if fewer else "-") + (f", {never} never" if never else ""),
-                clock(fmean(one.seconds for one in own.values())),
+                system.name,
+                words([one.last.bits for one in full.values()], 4),
+                words([scratch[seed].last.bits - one.last.bits for seed, one in full.items()], 4),
+                *size(full),
+                (words([value / 1e3 for value in reached.values()], 0) + " k") if reached else "never",
+                (words(fewer, 2) if fewer else "-") + (f", {never} never" if never and reached else ""),
+                clock(fmean(one.seconds for one in full.values())),
             ]
         )
+        better = words([scratch[seed].last.bits - one.last.bits for seed, one in half.items()], 4)
+        halves.append([system.name, words([one.last.bits for one in half.values()], 4), better, *size(half)])
+        firsts = [one.terms for one in full.values()]
+        for term in ("bytes", "probabilities", "embedding"):
+            halves[-1].append("-" if None in firsts else f"{fmean(one[term] for one in firsts if one):.3f}")
     show(aligned(heads, lines, left=(0,)))
-    show(f"teacher: {quantity(study.teacher_flops)}FLOP a byte of stage 1, which is {quantity(study.first)}B")
+    show("")
+    heads = ["half the bytes", "bits/byte", "better than (c) by", "FLOPs", "bytes"]
+    show(aligned([*heads, "end of stage 1: bytes", "probabilities", "embedding"], halves, left=(0,)))
+    show("")
+    read = [with_other_inputs(study, seed) for seed in study.seeds]
+    rows = [[name, words([one[name] for one in read], 3)] for name in read[0]]
+    show(aligned(["after stage 1 on tokens the blocks read", "nats a target"], rows, left=(0,)))
+    show("")
+    show(f"teacher: {quantity(study.teacher_flops)}FLOP a byte; stage 1: {study.share:.0%} of the bytes")
+    curves_of(study, scratch, found)
+
+
+def size(runs: dict[int, Trained]) -> list[str]:
+    """FLOPs and bytes, means."""
+    last = [one.last for one in runs.values()]
+    return [quantity(fmean(point.flops for point in last)), quantity(fmean(point.bytes for point in last))]
+
+
+def curves_of(study: Study, scratch: dict[int, Trained], found: dict[System, dict[int, Both]]) -> None:
+    """Write the curves of the runs with equal FLOPs, and the points of all."""
+    drawn = {
+        "(c) from scratch": scratch,
+        **{one.name: {at: both.full for at, both in runs.items()} for one, runs in found.items()},
+    }
+    halves = {f"{one.name}, half": {at: both.half for at, both in runs.items()} for one, runs in found.items()}
     with (study.folder / "runs" / "curves.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["system", "seed", "bytes", "flops", "bits_per_byte"])
-        for seed, systems in found.items():
-            for name, one in systems.items():
+        for name, runs in (drawn | halves).items():
+            for seed, one in runs.items():
                 table.writerows([name, seed, point.bytes, point.flops, point.bits] for point in one.points)
     curves = [
-        Curve(name if number == 0 else "", [(point.bytes, point.bits) for point in systems[name].points], colour)
-        for number, systems in enumerate(found.values())
-        for colour, name in enumerate(systems)
+        Curve(name if seed == study.seeds[0] else "", [(point.bytes, point.bits) for point in one.points], colour)
+        for colour, (name, runs) in enumerate(drawn.items())
+        for seed, one in runs.items()
     ]
-    drawn = chart("Bits per byte of held-out text", "", "training bytes", curves, from_zero=False)
+    figure = chart("Bits per byte of held-out text", "", "training bytes", curves, from_zero=False)
     (study.folder / "runs" / "curves.html").write_text(
-        drawn_page("Distillation", header("Distillation", "") + section("Curves", drawn))
+        drawn_page("Distillation", header("Distillation", "") + section("Curves", figure))
     )
 
 
@@ -231,12 +338,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bytes", type=int, default=1_000_000)
-    parser.add_argument("--first", type=int, default=200_000)
+    parser.add_argument("--share", type=float, default=0.3, help="of the bytes, for stage 1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lr", type=float)
     given = parser.parse_args()
-    study = Study(given.folder.resolve(), given.bytes, given.first, given.seeds, given.lr)
-    report(study, {seed: study.trained(seed) for seed in study.seeds})
+    study = Study(given.folder.resolve(), given.bytes, given.share, given.seeds, given.lr)
+    scratch, found = {}, {system: dict[int, Both]() for system in SYSTEMS}
+    for seed in study.seeds:
+        scratch[seed] = study.scratch(seed)
+        for system in SYSTEMS:
+            found[system][seed] = study.trained(system, seed, scratch[seed].last.flops)
+    report(study, scratch, found)
 
 
 if __name__ == "__main__":
