@@ -32,36 +32,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from unittest.mock import patch
 
-import torch
-import torch.nn.functional as F
-
-from shared.bpe.vocabulary import NO_TOKEN
-from shared.distillation.losses import BEGINNING
 from shared.distillation.targets_folder import load_targets
-from shared.interop.embedding import teacher_embedding
 from shared.io.display.quantities import clock, quantity
 from shared.io.display.tables import aligned
 from shared.io.display.terminal import show
-from shared.model_folder.files import load_model
-from shared.models.blt import Blt
-from shared.shards.open import open_dataset
-from shared.vocabulary import IGNORED_LABEL
-from trainer.data.loader import PackLoader
-from trainer.data.packing.limits import pack_limits
-from trainer.data.packing.teacher import TeacherReader
 from trainer.drawing.chart import Curve, chart
 from trainer.drawing.page import drawn_page, header, section
 from trainer.experiments.results.statistics import student_interval
 from trainer.metrics.history import History, load_history
 
 ROOT = Path(__file__).parents[2]
-TOKENS = 1024
-"""Of a pack of held-out text."""
 GLOBAL_RATE = 0.5
 """Of the learning rate, for the blocks that come from the teacher, in stage 2 (as Bolmo has it)."""
 
@@ -188,42 +171,6 @@ class Study:
         return load_history(out)
 
 
-PACKS = 60
-"""Of held-out text, on which inputs of the blocks are exchanged."""
-
-
-def with_other_inputs(study: Study, seed: int) -> dict[str, float]:
-    """Cross-entropy, nats a target of held-out text, after stage 1 on tokens, of what its blocks read: what the encoder
-    gives, the teacher's embedding of the same tokens, nothing.
-    """
-    model = load_model(study.folder / "runs" / str(seed) / "tokens-full-1" / "model")
-    data, embedding = open_dataset(study.folder / "tokens" / "validation"), teacher_embedding(study.folder / "teacher")
-    assert isinstance(model, Blt)
-    reader = TeacherReader(None, study.folder / "tokenizer")
-    loader = PackLoader(data, pack_limits(data.manifest, TOKENS), 1, teacher=reader)
-    sums, targets, own = dict[str, float](), 0, model.global_.inputs
-    for pack in islice(loader, PACKS):
-        batch = pack.batch.to(torch.device("cpu"))
-        assert batch.patches is not None
-        assert batch.teacher is not None
-        tokens = batch.teacher.tokens
-        tokens = torch.where(tokens == BEGINNING, embedding.beginning, tokens)
-        # Patches that are no tokens, of special ids, are read as they are.
-        known = (tokens != NO_TOKEN)[:, None]
-        wanted = embedding.table[tokens.clamp(min=0)]
-        with torch.inference_mode():
-            ngrams = model.ngrams(batch.ids, batch.documents)
-            read = own(model.encoder(batch.ids, ngrams, batch.documents, batch.patches)[1])
-        ways = {"encoder": read, "embedding": torch.where(known, wanted, read), "nothing": torch.zeros_like(read)}
-        for name, inputs in ways.items():
-            with patch.object(model.global_, "inputs", lambda _, given=inputs: given), torch.inference_mode():
-                logits = model(batch.ids, batch.documents, batch.patches)
-            loss = F.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
-            sums[name] = sums.get(name, 0.0) + float(loss)
-        targets += int((batch.labels != IGNORED_LABEL).sum())
-    return {name: value / targets for name, value in sums.items()}
-
-
 def scaled(rate: float) -> list[str]:
     """The option that gives the global transformer a share of the learning rate."""
     return ["--optimizer.rates", f"{{global_ = {rate}}}"]
@@ -295,10 +242,6 @@ def report(study: Study, scratch: dict[int, Trained], found: dict[System, dict[i
     show("")
     heads = ["half the bytes", "bits/byte", "better than (c) by", "FLOPs", "bytes"]
     show(aligned([*heads, "end of stage 1: bytes", "probabilities", "embedding"], halves, left=(0,)))
-    show("")
-    read = [with_other_inputs(study, seed) for seed in study.seeds]
-    rows = [[name, words([one[name] for one in read], 3)] for name in read[0]]
-    show(aligned(["after stage 1 on tokens the blocks read", "nats a target"], rows, left=(0,)))
     show("")
     show(f"teacher: {quantity(study.teacher_flops)}FLOP a byte; stage 1: {study.share:.0%} of the bytes")
     curves_of(study, scratch, found)
