@@ -1,5 +1,6 @@
 """What make passes on: every value as it was typed, and nothing of it to the shell."""
 
+import ast
 import os
 import re
 import subprocess
@@ -136,3 +137,17 @@ def test_no_program_is_called_that_names_the_interpreter_of_another_folder(file)
     called = re.findall(r'(?:\$\(BIN\)|"?\$venv"?|\.venv)/bin/(\w+)', (ROOT / file).read_text())
     assert set(called) <= {"python", "pip"}
     assert not re.search(r'bin/pip"? install', (ROOT / file).read_text())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_runs_without_arguments(path: Path) -> None:
+    """`make bench` gives none; what needs data of its user is called study_*.py."""
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    for call in found:
+        if getattr(call.func, "attr", "") == "add_argument":
+            named = {
+                word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg in ("nargs", "required")
+            }
+            optional = ast.literal_eval(call.args[0]).startswith("-") or named.get("nargs") in ("?", "*")
+            assert optional, ast.unparse(call)
+            assert not named.get("required"), ast.unparse(call)

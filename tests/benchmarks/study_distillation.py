@@ -1,6 +1,6 @@
 """What distillation from a token model saves: training bytes, and bits per byte at equal FLOPs.
 
-    python tests/benchmarks/bench_distillation.py FOLDER [--bytes 1000000] [--share 0.3] [--seeds 0 1 2]
+    python tests/benchmarks/study_distillation.py FOLDER [--bytes 1000000] [--share 0.2] [--seeds 0 1 2]
 
 FOLDER holds what docs/results/2026-11-30-distillation.md makes: teacher/, a flat model over tokens, whose blocks are
 the global transformer of every system; tokens/ and causal/, recuts of one dataset by rule bpe with the teacher's
@@ -47,6 +47,8 @@ from trainer.metrics.history import History, load_history
 ROOT = Path(__file__).parents[2]
 GLOBAL_RATE = 0.5
 """Of the learning rate, for the blocks that come from the teacher, in stage 2 (as Bolmo has it)."""
+PROBABILITIES = 4
+"""Weight of the divergence from the teacher, beside the text itself with 1 (as Bolmo has it)."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Study:
             words = ["--recipe", given / "recipe.toml", "--run.seed", seed]
             command("-m", "trainer", "byteify", given / "teacher", student, *words)
         recipe, start, before = student / "recipe.toml", student, None
-        taught = ["--distillation.targets", given / "targets"]
+        taught = ["--distillation.targets", given / "targets", "--distillation.probabilities", PROBABILITIES]
         if system.first is not None:
             wanted = [*taught, "--distillation.teacher", given / "teacher", "--start.model", start, *scaled(0)]
             if system.first == "causal":
@@ -281,7 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bytes", type=int, default=1_000_000)
-    parser.add_argument("--share", type=float, default=0.3, help="of the bytes, for stage 1")
+    parser.add_argument("--share", type=float, default=0.2, help="of the bytes, for stage 1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lr", type=float)
     given = parser.parse_args()

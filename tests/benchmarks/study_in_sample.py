@@ -1,6 +1,6 @@
 """How much longer patches are on text that was counted than on text that was not: what a table knows of its own text.
 
-    python tests/benchmarks/bench_in_sample.py CORPUS ... [--bytes 4000000] [--folds 4] [--least 2 5]
+    python tests/benchmarks/study_in_sample.py CORPUS ... [--bytes 4000000] [--folds 4] [--least 2 5]
 
 CORPUS: the folder of an unpatched dataset, with train/ and validation/. In each fold the table is made of the other
 folds, and its threshold gives patches of 4.5 bytes there; "held out" are bytes per patch at that threshold on the fold,

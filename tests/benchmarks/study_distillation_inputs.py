@@ -1,8 +1,8 @@
 """How much of a first stage's loss is left to the encoder: what the frozen blocks read is exchanged in training.
 
-    python tests/benchmarks/bench_distillation_inputs.py FOLDER [--bytes 600000] [--seeds 0]
+    python tests/benchmarks/study_distillation_inputs.py FOLDER [--bytes 600000] [--seeds 0]
 
-FOLDER is that of bench_distillation.py. A student with its teacher's blocks learns BYTES of text in patches that are
+FOLDER is that of study_distillation.py. A student with its teacher's blocks learns BYTES of text in patches that are
 the teacher's tokens, from the text and the teacher's probabilities, as in stage 1. Its blocks read
 
     encoder     what its encoder gives, with the teacher's embedding in the loss
@@ -22,7 +22,7 @@ from typing import Literal, get_args
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from bench_distillation import command, words
+from study_distillation import command, words
 from torch import Tensor
 
 from shared.bpe.vocabulary import NO_TOKEN
