@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "of a window of a long document (default: 1024, or twice its attention window)",
         ),
         "device": (None, "auto: cuda where there is one"),
-        "precision": (None, "of the teacher: bfloat16 takes half the memory, on a GPU a fraction of the time"),
+        "precision": (
+            None,
+            "of the teacher, all but its head: bfloat16 halves its weights, and is faster on a GPU",
+        ),
         "threads": ("N", "threads of each worker"),
     }
     add_options(group, TeacherOptions, described)

@@ -252,7 +252,7 @@ class FlatTeacher(TokenTeacher):
             raise ModelFileError(
                 f"{folder} has {settings.vocabulary} ids, the tokenizer {tokenizer or own} has {making.vocabulary}"
             )
-        model = load_model(folder, torch.device(device))
+        model = load_model(folder, torch.device(device), precision)
         assert isinstance(model, FlatTransformer)
         identity = TeacherIdentity(
             sha256=model_sha256(folder),

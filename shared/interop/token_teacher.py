@@ -9,6 +9,7 @@ probability is that of the document ending.
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import load_making
@@ -138,13 +139,20 @@ def _load(folder: Path, config: _Config, dtype: torch.dtype) -> FlatTransformer:
     held = {theirs: tensors.shape(theirs) for theirs in ours.values() if theirs in names}
     check_shapes(held, {theirs: shapes[name] for name, theirs in ours.items()}, InteropError, f"{folder}: ")
 
-    read = {theirs: tensors.read(theirs).to(dtype) for theirs in set(ours.values())}  # one tensor where two are tied
+    def rounded(name: str, read: Tensor) -> Tensor:
+        if not torch.isfinite(read).all():
+            raise InteropError(f"{folder}: {name} has values that are not finite numbers")
+        if not torch.isfinite(found := read.to(dtype)).all():
+            raise InteropError(f"{folder}: {name} has values that are too large for {dtype}; use --precision float32")
+        return found
+
+    read = {theirs: rounded(theirs, tensors.read(theirs)) for theirs in set(ours.values())}
     found = {
-        name: read[ours[name]] if name in ours else torch.cat(list(blocks.read(name))).to(dtype) for name in shapes
+        name: read[ours[name]] if name in ours else rounded(name, torch.cat(list(blocks.read(name)))) for name in shapes
     }
-    if broken := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
-        raise InteropError(f"{folder}: {ours.get(broken[0], broken[0])} has values that are not finite numbers")
     model.load_state_dict(found, strict=True, assign=True)
+    if head == EMBEDDING:
+        model.head.weight = model.embedding.weight  # one of them, on every device
     return model.eval()
 
 

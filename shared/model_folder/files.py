@@ -153,7 +153,9 @@ def load_model(
     with without_values():
         model = build_model(settings)
     model.load_state_dict(state, strict=True, assign=True)
-    return cast_model(model.to(device), DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
+    wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    # Rounded before it goes there: the device never holds both.
+    return cast_model(model.to(wanted).to(device), wanted).eval()
 
 
 def load_entropy_model(

@@ -143,8 +143,8 @@ class FileCache:
         arriving = path.with_name(path.name + ARRIVING)
         if path.exists():
             return True
-        with suppress(FileNotFoundError):  # the file went just now, with others that made room
-            descriptor = opened_below(path.parent, lambda: os.open(arriving, os.O_RDWR | os.O_CREAT, 0o644))
+        descriptor = opened_below(path.parent, lambda: os.open(arriving, os.O_RDWR | os.O_CREAT, 0o644))
+        with suppress(FileNotFoundError):  # the file went just now: another has made room
             try:
                 if not _locked(descriptor, arriving, fcntl.LOCK_EX):
                     return False

@@ -47,6 +47,8 @@ from trainer.metrics.history import History, load_history
 ROOT = Path(__file__).parents[2]
 GLOBAL_RATE = 0.5
 """Of the learning rate, for the blocks that come from the teacher, in stage 2 (as Bolmo has it)."""
+OTHER = 100
+"""Between the seeds of both stages."""
 PROBABILITIES = 4
 """Weight of the divergence from the teacher, beside the text itself with 1 (as Bolmo has it)."""
 
@@ -160,7 +162,9 @@ class Study:
         wanted = ["--start.model", start, *scaled(GLOBAL_RATE)]
         if system.taught:
             wanted += [*taught, "--distillation.embedding", 0]
-        run = self._run(runs / f"{system.folder}-{name}", recipe, "causal", seed, length, *wanted)
+        # Its text is not that of stage 1 again.
+        order = seed if before is None else seed + OTHER
+        run = self._run(runs / f"{system.folder}-{name}", recipe, "causal", order, length, *wanted)
         found = of_run(run, per_byte(run) + (self.teacher_flops if system.taught else 0.0))
         return found if before is None else after(before, per_byte(before) + self.teacher_flops, found)
 

@@ -38,7 +38,7 @@ class FlopsCounter:
         tiled: bool,
         frozen: Container[str] = (),
     ) -> None:
-        """``tiled`` as in ``shared.models.flops.executed_workload``: whether attention computes whole tiles (CPUs).
+        """``tiled`` as in ``shared.models.workload.executed_workload``: whether attention computes whole tiles (CPUs).
         ``frozen``: names of the parameters that do not learn.
         """
         self._model, self._entropy_model, self._recompute, self._tiled = model, entropy_model, recompute, tiled

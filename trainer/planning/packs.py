@@ -73,7 +73,7 @@ def use_of_phases(settings: TrainSettings, data: RunData, times: float, tiled: b
         settings: whose length in passes is one in bytes already.
         times: 1 plans all of its packs. Above that the run is planned in small: it has so many times fewer packs and
             streams, so that its phases, and the documents that go on from one into the next, keep their shares of it.
-        tiled: as in `shared.models.flops.executed_workload`.
+        tiled: as in `shared.models.workload.executed_workload`.
 
     Raises ConfigError where ``data.repeats`` ends the data before the run ends, DatasetError.
     """

@@ -105,19 +105,26 @@ class Plan:
         return self.training * self.bytes
 
     @property
+    def head(self) -> float:
+        """Share of the FLOPs of the product that gives logits, which is computed in fp32 in any case."""
+        return self.forward["head"] / sum(self.forward.values())
+
+    @property
     def seconds(self) -> float | None:
         """Of the run at the plan's utilisation; None where the device's peak is not known."""
-        return self._seconds(self.flops, self.settings.run.dtype)
+        return self._seconds(self.flops, self.head, self.settings.run.dtype)
 
     @property
     def teacher_seconds(self) -> float | None:
         """Of making the targets, on the same devices; None where their peak is not known."""
-        return None if self.teacher is None else self._seconds(self.teacher.flops, self.teacher.precision)
+        given = self.teacher
+        return None if given is None else self._seconds(given.flops, given.head, given.precision)
 
-    def _seconds(self, flops: float, dtype: str) -> float | None:
+    def _seconds(self, flops: float, head: float, dtype: str) -> float | None:
         if self.device is None:
             return None
-        return flops / (self.settings.plan.ranks * self.device.peak(dtype) * self.settings.plan.utilisation)
+        at_peak = (1 - head) / self.device.peak(dtype) + head / self.device.peak("float32")
+        return flops * at_peak / (self.settings.plan.ranks * self.settings.plan.utilisation)
 
     @property
     def device_memory(self) -> int:

@@ -18,6 +18,8 @@ from trainer.settings.recipe import UNNAMED_TEACHER
 WIDTH = 112
 """Columns; a recipe has room for them in its comment."""
 INDENT = 14
+MUCH = 0.05
+"""Of the time of everything else, that a head in fp32 takes: it is named then."""
 CLOSE = 0.05
 """How far apart patch sizes are that are said both."""
 PREFIXES = {15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: ""}
@@ -74,7 +76,7 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
             f"{phase.training * phase.share * plan.bytes:.2e} FLOPs",
         )
     speed = f", {amount(plan.bytes / plan.seconds, 'B/s')}" if plan.seconds else ""
-    time = _time(plan, plan.seconds, plan.settings.run.dtype)
+    time = _time(plan, plan.seconds, plan.settings.run.dtype, plan.head)
     yield "the run", f"{counted(plan.steps, 'step')}, {amount(plan.bytes, 'B')}, {plan.flops:.2e} FLOPs{time}{speed}"
     if plan.teacher:
         yield from _teacher(plan, plan.teacher)
@@ -89,7 +91,7 @@ def _teacher(plan: Plan, teacher: TeacherPlan) -> Iterator[tuple[str, str]]:
     words = f"{amount(teacher.forward)} FLOPs a byte in windows of {teacher.context:,} tokens"
     if teacher.model:
         words = f"{teacher.model.name}, {amount(teacher.model.parameters)} parameters; {words}"
-    time = _time(plan, plan.teacher_seconds, teacher.precision)
+    time = _time(plan, plan.teacher_seconds, teacher.precision, teacher.head)
     yield "the teacher", f"{words}: once over {amount(teacher.bytes, 'B')} of text, {teacher.flops:.2e} FLOPs{time}"
     made = "there" if teacher.found else "to be made"
     yield (
@@ -142,12 +144,14 @@ def _memory(plan: Plan) -> str:
     return f"{plan.device_memory / unit:.2f}{of} {name} a rank: {', '.join(words)}"
 
 
-def _time(plan: Plan, seconds: float | None, dtype: str) -> str:
-    """Of so many seconds of computing in ``dtype``."""
+def _time(plan: Plan, seconds: float | None, dtype: str, head: float) -> str:
+    """Of so many seconds of computing in ``dtype``, with the ``head``, a share of the FLOPs, in fp32."""
     if plan.device is None or seconds is None:
         return ""
     options = plan.settings.plan
     device_hours, peak = grouped(seconds / 3600 * options.ranks), amount(plan.device.peak(dtype), "FLOP/s")
+    if head / plan.device.peak("float32") > MUCH / plan.device.peak(dtype):
+        peak += f" (head {amount(plan.device.peak('float32'))})"
     return f"; at {options.utilisation:.0%} of {peak} {duration(seconds)}, {device_hours} GPU-hours"
 
 

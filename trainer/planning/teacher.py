@@ -11,7 +11,7 @@ from shared.errors import ModelFileError
 from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.identity import CONFIG_FILE, stored_settings
 from shared.model_settings import MOST_IDS, FlatSettings
-from shared.models.flops import forward_flops
+from shared.models.flops import Flops, forward_flops
 from shared.models.workload import useful_workload
 from shared.settings import refused_as
 from shared.vocabulary import VOCABULARY_SIZE
@@ -66,6 +66,8 @@ class TeacherPlan:
     """Of text: of the training split, where that is there; of the run otherwise."""
     forward: float
     """FLOPs a byte of text, all windows that it is in."""
+    head: float
+    """Share of its FLOPs of the product that gives logits."""
     precision: Literal["float32", "bfloat16"]
     """What the teacher computes in."""
     top: int
@@ -120,6 +122,7 @@ def _of_targets(folder: Path, names: Sequence[str], model: TokenModel | None) ->
         context=identity.teacher.context,
         bytes=text,
         forward=flops / max(text, 1),
+        head=0.0 if model is None else _head_share(forward_flops(model.settings, useful_workload(model.settings, [1]))),
         precision="float32" if identity.numerics is None else identity.numerics.dtype,
         top=identity.form.top,
         dtype=identity.form.dtype,
@@ -139,17 +142,23 @@ def _of_text(settings: TrainSettings, data: RunData, model: TokenModel, text: in
         documents = -(-text // min(settings.plan.document_bytes or whole, whole))
     length, context = text / documents, planned.context or model.context
     windows = window_lengths(round(length / (planned.token_bytes or token_bytes)) + 1, context)
+    flops = forward_flops(model.settings, useful_workload(model.settings, windows))
     return TeacherPlan(
         model=model,
         context=context,
         bytes=text,
-        forward=forward_flops(model.settings, useful_workload(model.settings, windows)).total / max(length, 1),
+        forward=flops.total / max(length, 1),
+        head=_head_share(flops),
         precision=planned.precision,
         top=planned.top,
         dtype=planned.dtype,
         stored=bytes_of_targets(planned.top, planned.dtype, text + documents, documents),
         found=False,
     )
+
+
+def _head_share(flops: Flops) -> float:
+    return flops.by_part()["head"] / flops.total
 
 
 class _Around(BaseModel):

@@ -63,7 +63,8 @@ class NamedFile(io.FileIO):
     """A file for writing that says in errors what it will be called: the system does not, of a full disk say."""
 
     def __init__(self, temporary: Path, path: Path) -> None:
-        super().__init__(temporary, "wb")
+        with naming(path):
+            super().__init__(temporary, "wb")
         self._path = path
 
     def write(self, data: Any) -> int:

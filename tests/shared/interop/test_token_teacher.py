@@ -19,6 +19,7 @@ from pipeline.rewriting.tokenizer import import_tokenizer
 from shared.distillation.byte_targets import TokenTree
 from shared.distillation.teacher import FlatTeacher
 from shared.errors import DatasetError, IdentityError, ModelFileError
+from shared.interop.names import InteropError
 from shared.interop.token_teacher import TransformersTeacher, open_teacher
 from shared.layers.blocks import Precision
 from shared.vocabulary import EOS
@@ -74,6 +75,24 @@ def test_in_bfloat16_logits_are_as_far_off_as_those_of_transformers(tmp_path: Pa
     assert (exact.numerics.dtype, rounded.numerics.dtype) == PRECISIONS
     assert exact.numerics.probe != rounded.numerics.probe
     assert exact.identity == rounded.identity
+
+
+@pytest.mark.parametrize("kind", PRECISIONS)
+def test_a_tied_table_is_held_once(tmp_path: Path, kind: Precision) -> None:
+    model = teacher_at(tmp_path / "model", "llama 3")
+    assert model.config.tie_word_embeddings
+    teacher = TransformersTeacher(tmp_path / "model", None, 256, "cpu", kind)
+    assert teacher._model.head.weight is teacher._model.embedding.weight
+
+
+def test_what_bfloat16_cannot_hold_names_the_tensor(tmp_path: Path) -> None:
+    model = teacher_at(tmp_path / "model", "llama 2")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5, 3] = 3.4e38
+    model.save_pretrained(tmp_path / "model")
+    TransformersTeacher(tmp_path / "model")
+    with pytest.raises(InteropError, match=r"model\.embed_tokens\.weight has values that are too large for .*float32"):
+        TransformersTeacher(tmp_path / "model", None, None, "cpu", "bfloat16")
 
 
 def test_of_a_long_document_each_window_is_what_transformers_say_of_it(tmp_path: Path) -> None:

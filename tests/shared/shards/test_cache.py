@@ -220,6 +220,14 @@ def test_what_is_damaged_or_missing_over_there_names_its_url(folder: Path, tmp_p
         open_dataset(f"counted://{tmp_path}", FileCache(tmp_path))
 
 
+def test_a_cache_whose_folder_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError, match="cache"):
+        FileCache(Path("cache")).hold("file:///a.bin", "a" * 64, 10)
+
+
 def test_an_index_that_is_larger_than_recorded_is_not_fetched(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "data")
     index = next((tmp_path / "data").glob("*00001*.index"))

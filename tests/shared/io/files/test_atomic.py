@@ -59,6 +59,13 @@ def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
         write_atomic(tmp_path / "folder" / "file", "content")
 
 
+def test_errors_of_opening_name_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    (tmp_path / ("a" * 250)).touch()
+    with pytest.raises(OSError, match="too long") as caught:
+        write_atomic(tmp_path / ("a" * 250), "content")
+    assert caught.value.filename == str(tmp_path / ("a" * 250))
+
+
 def test_what_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
         opened_below(tmp_path, lambda: (tmp_path / "missing" / "file").open("wb"))
