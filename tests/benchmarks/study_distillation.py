@@ -21,12 +21,14 @@ teacher over the bytes on which it is learned from; not those that made the teac
 
 (c) trains on BYTES. Every other system is trained twice, on half as many, and until it has the FLOPs of (c): the rate
 falls to its floor at the end of each run, so that the end of a run is compared with the end of another. "bytes until
-(c)" are the training bytes, those of stage 1 included, whose run ends where (c) ends; between the two runs it is read
-off a line over the logarithm of bytes. FOLDER/runs has the curves (curves.html) and their points (curves.csv).
+(c)" are the training bytes, those of stage 1 included, of a run that ends where (c) ends. Between the two runs it is
+read off a line over the logarithm of bytes; of a run outside of them no more is said than that. FOLDER/runs has the
+curves (curves.html) and their points (curves.csv).
 """
 
 import argparse
 import csv
+import json
 import math
 import subprocess
 import sys
@@ -70,7 +72,7 @@ class Trained:
     points: list[Point]
     seconds: float
     terms: dict[str, float] | None = None
-    """Of the loss of stage 1 at its end, nats a target, and squares a patch for the embedding."""
+    """Of the loss of stage 1 in its last interval, nats a target; for the embedding squares a patch of its tokens."""
 
     @property
     def last(self) -> Point:
@@ -84,13 +86,15 @@ class Both:
     half: Trained
     full: Trained
 
-    def until(self, bits: float) -> float | None:
-        """Training bytes of a run that ends with these bits: no fewer than half, None if it takes more than all."""
+    def until(self, bits: float) -> float:
+        """Training bytes of a run that ends with these bits: 0 if they are fewer than half, infinite if they are more
+        than those of the longer run.
+        """
         one, other = self.half.last, self.full.last
         if one.bits <= bits:
-            return one.bytes
+            return 0.0
         if other.bits > bits:
-            return None
+            return math.inf
         share = (one.bits - bits) / (one.bits - other.bits)
         return math.exp(math.log(one.bytes) + share * math.log(other.bytes / one.bytes))
 
@@ -141,7 +145,10 @@ class Study:
         """A system on half the bytes of (c), and with the FLOPs of its ``budget``."""
         half = self._stages(system, seed, self.bytes // 2, "half")
         rate = half.last.flops / half.last.bytes
-        return Both(half, self._stages(system, seed, int(budget / rate), "full"))
+        length = int(budget / rate)
+        if length <= self.bytes // 2:
+            sys.exit(f"{system.name} takes twice the FLOPs of (c): no run lies between half its bytes and its FLOPs")
+        return Both(half, self._stages(system, seed, length, "full"))
 
     def _stages(self, system: System, seed: int, length: int, name: str) -> Trained:
         given, runs = self.folder, self.folder / "runs" / str(seed)
@@ -190,8 +197,11 @@ def command(*words: object) -> None:
 
 
 def per_byte(run: History) -> float:
-    """Useful FLOPs a byte, the mean over its intervals."""
-    return fmean(line["flops_per_byte"]["useful"] for line in run.lines)
+    """Useful FLOPs a byte, the mean over its bytes."""
+    ends: list[int] = [line["targets"] for line in run.lines]
+    sizes = [end - before for before, end in zip([0, *ends], ends)]
+    flops: float = sum(size * line["flops_per_byte"]["useful"] for size, line in zip(sizes, run.lines))
+    return flops / ends[-1]
 
 
 def of_run(run: History, rate: float) -> Trained:
@@ -225,25 +235,25 @@ def report(study: Study, scratch: dict[int, Trained], found: dict[System, dict[i
     halves = []
     for system, runs in found.items():
         full, half = {seed: both.full for seed, both in runs.items()}, {seed: both.half for seed, both in runs.items()}
-        until = {seed: both.until(scratch[seed].last.bits) for seed, both in runs.items()}
-        reached = {seed: value for seed, value in until.items() if value is not None}
-        fewer, never = [scratch[seed].last.bytes / value for seed, value in reached.items()], len(runs) - len(reached)
+        until = [both.until(scratch[seed].last.bits) for seed, both in runs.items()]
+        most = f"{fmean(one.last.bytes for one in full.values()) / 1e3:,.0f}"
         lines.append(
             [
                 system.name,
                 words([one.last.bits for one in full.values()], 4),
                 words([scratch[seed].last.bits - one.last.bits for seed, one in full.items()], 4),
                 *size(full),
-                (words([value / 1e3 for value in reached.values()], 0) + " k") if reached else "never",
-                (words(fewer, 2) if fewer else "-") + (f", {never} never" if never and reached else ""),
+                *reached(until, study.bytes, most),
                 clock(fmean(one.seconds for one in full.values())),
             ]
         )
         better = words([scratch[seed].last.bits - one.last.bits for seed, one in half.items()], 4)
         halves.append([system.name, words([one.last.bits for one in half.values()], 4), better, *size(half)])
-        firsts = [one.terms for one in full.values()]
+        firsts = [one.terms for one in half.values()]
         for term in ("bytes", "probabilities", "embedding"):
-            halves[-1].append("-" if None in firsts else f"{fmean(one[term] for one in firsts if one):.3f}")
+            # Of causal patches those that are no tokens have no embedding to learn.
+            none = None in firsts or (term == "embedding" and system.first != "tokens")
+            halves[-1].append("-" if none else f"{fmean(one[term] for one in firsts if one):.3f}")
     show(aligned(heads, lines, left=(0,)))
     show("")
     heads = ["half the bytes", "bits/byte", "better than (c) by", "FLOPs", "bytes"]
@@ -251,6 +261,15 @@ def report(study: Study, scratch: dict[int, Trained], found: dict[System, dict[i
     show("")
     show(f"teacher: {quantity(study.teacher_flops)}FLOP a byte; stage 1: {study.share:.0%} of the bytes")
     curves_of(study, scratch, found)
+
+
+def reached(until: Sequence[float], whole: int, most: str) -> tuple[str, str]:
+    """Bytes until (c), and how many times fewer they are than the ``whole`` of (c): where all seeds have a figure."""
+    if fewer := sum(not value for value in until):
+        return f"less than {whole // 2 / 1e3:,.0f} k, {fewer} of {len(until)}", "more than 2"
+    if never := sum(math.isinf(value) for value in until):
+        return f"more than {most} k, {never} of {len(until)}", "-"
+    return words([value / 1e3 for value in until], 0) + " k", words([whole / value for value in until], 2)
 
 
 def size(runs: dict[int, Trained]) -> list[str]:
@@ -283,6 +302,18 @@ def curves_of(study: Study, scratch: dict[int, Trained], found: dict[System, dic
     )
 
 
+def check_runs(study: Study) -> None:
+    """What is there is not repeated, so that it must have been made in the same way."""
+    runs = study.folder / "runs"
+    values = {"bytes": study.bytes, "share": study.share, "lr": study.lr}
+    values |= {"global rate": GLOBAL_RATE, "probabilities": PROBABILITIES}
+    runs.mkdir(exist_ok=True)
+    if not (path := runs / "study.json").exists():
+        path.write_text(json.dumps(values))
+    elif (before := json.loads(path.read_text())) != values:
+        sys.exit(f"{runs} holds runs of {before}; these are {values}: give another folder, or remove it")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -292,6 +323,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float)
     given = parser.parse_args()
     study = Study(given.folder.resolve(), given.bytes, given.share, given.seeds, given.lr)
+    check_runs(study)
     scratch, found = {}, {system: dict[int, Both]() for system in SYSTEMS}
     for seed in study.seeds:
         scratch[seed] = study.scratch(seed)

@@ -1,15 +1,17 @@
 """How much of a first stage's loss is left to the encoder: what the frozen blocks read is exchanged in training.
 
-    python tests/benchmarks/study_distillation_inputs.py FOLDER [--bytes 600000] [--seeds 0]
+    python tests/benchmarks/study_distillation_inputs.py FOLDER [--bytes 600000 ...] [--seeds 0 1 2]
 
-FOLDER is that of study_distillation.py. A student with its teacher's blocks learns BYTES of text in patches that are
-the teacher's tokens, from the text and the teacher's probabilities, as in stage 1. Its blocks read
+FOLDER is that of study_distillation.py. A student learns BYTES of text in patches that are the teacher's tokens, from
+the text and the teacher's probabilities, with the weights of stage 1 there. Between its local models are
 
-    encoder     what its encoder gives, with the teacher's embedding in the loss
-    embedding   what an encoder gives that has nothing left to learn: the teacher's embedding of the same tokens
-    nothing     zeros: what is learned is learned by the local models and the tables alone
+    embedding   the teacher's blocks, frozen, which read the teacher's own embedding of each token: an encoder with
+                nothing left to learn
+    encoder     the same blocks, which read what the encoder gives, with the teacher's embedding in the loss: stage 1
+    untrained   blocks as large, which learn from the beginning
+    nothing     the same frozen blocks, which read zeros: what is learned is learned by the local models and the tables
 
-The difference between the last two is all that the teacher's blocks can be worth to a decoder of so many bytes.
+Printed are nats a target of held-out text, and for each by how much it is better than "untrained", seed by seed.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Literal, get_args
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from study_distillation import command, words
+from study_distillation import PROBABILITIES, command, words
 from torch import Tensor
 
 from shared.bpe.vocabulary import NO_TOKEN
@@ -45,7 +47,7 @@ from trainer.data.packing.teacher import TeacherReader
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import load_recipe
 
-Inputs = Literal["encoder", "embedding", "nothing"]
+Inputs = Literal["embedding", "encoder", "untrained", "nothing"]
 RATE, WARMUP, FLOOR, DECAY = 3e-3, 0.05, 0.1, 0.1
 """Of AdamW: the peak, the share of the run until then, the share of the peak at its end, and the weight decay."""
 PACKS = 60
@@ -75,11 +77,13 @@ class Given:
         found = open_dataset(self.folder / "tokens" / split)
         return found, replace(pack_limits(found.manifest, self.settings.data.tokens), subwords=False)
 
-    def student(self, seed: int) -> Blt:
-        """The teacher's blocks, frozen, and local models with nothing learned."""
+    def student(self, seed: int, blocks_learn: bool) -> Blt:
+        """Local models with nothing learned, and the teacher's blocks, frozen, or blocks that learn."""
         model = build_model(self.settings.model)
         assert isinstance(model, Blt)
         initialise(model, seed)
+        if blocks_learn:
+            return model
         blocks = safetensors.torch.load_file(self.folder / "runs" / "0" / "student" / WEIGHTS_FILE)
         assert not model.load_state_dict(blocks, strict=False).unexpected_keys
         model.global_.requires_grad_(False)
@@ -105,7 +109,7 @@ def forward(model: Blt, batch: Batch, inputs: Inputs, embedding: TeacherEmbeddin
 
 def learned(given: Given, inputs: Inputs, length: int, weight: float, seed: int) -> float:
     """Cross-entropy of held-out text, nats a target, after so many bytes."""
-    model, embedding = given.student(seed), given.embedding
+    model, embedding = given.student(seed, inputs == "untrained"), given.embedding
     data, limits = given.data("train")
     reader = TeacherReader(open_targets(given.folder / "targets", data), given.folder / "tokenizer")
     packs = iter(PackLoader(data, limits, 1, seed=seed, streams=given.settings.data.streams, teacher=reader))
@@ -118,7 +122,7 @@ def learned(given: Given, inputs: Inputs, length: int, weight: float, seed: int)
         assert batch.teacher is not None
         logits, given_to_blocks = forward(model, batch, inputs, embedding)
         loss = F.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
-        loss = loss + divergence(logits, batch.labels, batch.teacher)
+        loss = loss + PROBABILITIES * divergence(logits, batch.labels, batch.teacher)
         if inputs == "encoder":
             error = embedding_error(given_to_blocks, batch.teacher.tokens, embedding.table, embedding.beginning)
             loss = loss + weight * error / embedding.mean_square
@@ -151,18 +155,21 @@ def held_out(given: Given, model: Blt, inputs: Inputs) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--bytes", type=int, nargs="+", default=[150_000, 600_000])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--bytes", type=int, nargs="+", default=[600_000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weight", type=float, default=1.0, help="of the embedding's error")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     given, rows = Given.of(wanted.folder.resolve()), []
-    for inputs in get_args(Inputs):
-        rows.append([inputs])
-        for length in wanted.bytes:
-            found = [learned(given, inputs, length, wanted.weight, seed) for seed in wanted.seeds]
-            rows[-1].append(words(found, 3))
-    heads = ["the blocks read", *(f"nats a target after {length / 1e3:,.0f} kB" for length in wanted.bytes)]
+    found = {
+        (inputs, length): [learned(given, inputs, length, wanted.weight, seed) for seed in wanted.seeds]
+        for length in wanted.bytes
+        for inputs in get_args(Inputs)
+    }
+    for (inputs, length), values in found.items():
+        better = [other - value for other, value in zip(found["untrained", length], values)]
+        rows.append([inputs, f"{length / 1e3:,.0f} k", words(values, 3), words(better, 3)])
+    heads = ["the blocks read", "bytes", "nats a target", 'better than "untrained" by']
     show(aligned(heads, rows, left=(0,)))
 
 
