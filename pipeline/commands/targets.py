@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tokenizer": ("FOLDER", "of its tokens (default: that of its folder)"),
         "context": (
             "TOKENS",
-            "of a window of a long document (default: 1024, or twice its attention window)",
+            "of a window of a long document (default: 1024, or twice a longer attention window)",
         ),
         "device": (None, "auto: cuda where there is one"),
         "precision": (
@@ -64,10 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def targets_line(where: Path | str, manifest: TargetsManifest) -> str:
     """What a folder of targets holds."""
-    form = manifest.identity.form
+    form, numerics = manifest.identity.form, manifest.identity.numerics
+    teacher = "the teacher" + (f" in {numerics.dtype}" if numerics else "")
     return (
         f"  {counted(manifest.targets, 'target')} of {counted(manifest.documents, 'document')}, "
         f"{counted(manifest.shards.rows, 'shard')}, {quantity(manifest.bytes_on_disk)}B, "
         f"{form.top} symbols of each in {form.dtype}, largest rest {manifest.largest_rest:.4f}, "
-        f"{quantity(manifest.flops)}FLOPs of the teacher  {where}"
+        f"{quantity(manifest.flops)}FLOPs of {teacher}  {where}"
     )

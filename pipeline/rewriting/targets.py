@@ -67,6 +67,8 @@ def make_targets(path: Path, out: Path | str, options: TeacherOptions, workers: 
         "identity": identity.model_dump(mode="json"),
         "sources": {side.folder: side.dataset.fingerprint for side in sides},
     }
+    if options.precision != "float32":  # what differs is then called by its option
+        request = {"precision": options.precision} | request
     return rewrite(out, request, lambda: MakeTargets(tuple(sides), options, identity), workers)
 
 
@@ -93,7 +95,8 @@ def dry_run(path: Path, options: TeacherOptions) -> Iterator[str]:
             f"{targets:,} targets, {quantity(size)}B to be written, {quantity(share * teacher.flops(lengths))}FLOPs of "
             f"the teacher in about {quantity(share * len(lengths)).strip()} windows"
         )
-    yield f"context {teacher.identity.context} tokens, {teacher.identity.vocabulary:,} ids; nothing was written"
+    given = teacher.identity
+    yield f"context {given.context} tokens, {given.vocabulary:,} ids, {options.precision}; nothing was written"
 
 
 @dataclass(frozen=True)

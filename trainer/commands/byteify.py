@@ -12,6 +12,7 @@ Keys of the recipe can be given as --section.key value, too.
 """
 
 import argparse
+import tomllib
 from pathlib import Path
 
 from shared.io.display.terminal import show
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.interchange.byteify import IMPORTED, byteify
     from trainer.provenance.identity import START_RECIPE
 
-    places = ("--data.path", "DATA"), ("--run.out", "RUN")
+    places: tuple[tuple[str, str], ...] = (("--data.path", "DATA"), ("--run.out", "RUN"))
     line = Progress(silent=False, every_seconds=15.0)
     out = arguments.out
     with opened_token_model(arguments.token_model) as source:
@@ -67,6 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
     scaled = f"patch vectors times {made.scale:g} are as large as its embedding"
     show(f"new: {quantity(made.new).rstrip()} parameters of the local models and the n-gram tables; {scaled}")
     show(f"left out: {', '.join(made.left_out) or 'nothing'}")
+    wanted = tomllib.loads((out / START_RECIPE).read_text()).get("distillation", {"probabilities": 0, "embedding": 0})
+    if wanted.get("probabilities", 1) and "targets" not in wanted:
+        places += (("--distillation.targets", "TARGETS"),)
+    if wanted.get("embedding", 1) and "teacher" not in wanted:
+        places += (("--distillation.teacher", str(arguments.token_model)),)
     missing = [f"{key} {value}" for key, value in places if key not in " ".join(arguments.overrides)]
     show(f"train it: {' '.join(['torchrun trainer/main.py', str(out / START_RECIPE), *missing])}")
     return 0

@@ -122,7 +122,7 @@ def _of_targets(folder: Path, names: Sequence[str], model: TokenModel | None) ->
         context=identity.teacher.context,
         bytes=text,
         forward=flops / max(text, 1),
-        head=0.0 if model is None else _head_share(forward_flops(model.settings, useful_workload(model.settings, [1]))),
+        head=0.0 if model is None else _head_share(_flops(model, [identity.teacher.context])),
         precision="float32" if identity.numerics is None else identity.numerics.dtype,
         top=identity.form.top,
         dtype=identity.form.dtype,
@@ -142,7 +142,7 @@ def _of_text(settings: TrainSettings, data: RunData, model: TokenModel, text: in
         documents = -(-text // min(settings.plan.document_bytes or whole, whole))
     length, context = text / documents, planned.context or model.context
     windows = window_lengths(round(length / (planned.token_bytes or token_bytes)) + 1, context)
-    flops = forward_flops(model.settings, useful_workload(model.settings, windows))
+    flops = _flops(model, windows)
     return TeacherPlan(
         model=model,
         context=context,
@@ -155,6 +155,11 @@ def _of_text(settings: TrainSettings, data: RunData, model: TokenModel, text: in
         stored=bytes_of_targets(planned.top, planned.dtype, text + documents, documents),
         found=False,
     )
+
+
+def _flops(model: TokenModel, windows: Sequence[int]) -> Flops:
+    """Of windows of so many tokens."""
+    return forward_flops(model.settings, useful_workload(model.settings, windows))
 
 
 def _head_share(flops: Flops) -> float:

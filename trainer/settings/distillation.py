@@ -37,11 +37,11 @@ class DistillationSettings(Section):
     def _has_what_it_learns(self) -> "DistillationSettings":
         if self.probabilities and self.targets is None:
             raise ValueError(
-                "targets is the folder of the teacher's probabilities (python -m pipeline targets); "
+                "targets is missing, the folder of the teacher's probabilities (python -m pipeline targets); "
                 "without it set probabilities = 0"
             )
         if self.embedding and self.teacher is None:
-            raise ValueError("teacher is the folder of the token model; without it set embedding = 0")
+            raise ValueError("teacher is missing, the folder of the token model; without it set embedding = 0")
         if not (self.probabilities or self.embedding):
             raise ValueError("nothing is learned from a teacher: probabilities and embedding are both 0")
         return self

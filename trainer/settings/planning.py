@@ -21,7 +21,7 @@ class TargetsPlanSettings(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the teacher's weights and products."""
     context: Annotated[int, Unit("tokens")] | None = Field(default=None, ge=2, le=LONGEST_WINDOW)
-    """Of a window of a long document; None: 1024, as the command takes them."""
+    """Of a window of a long document; None: as the command takes them, 1024 as a rule."""
     token_bytes: Annotated[float, Unit("bytes")] | None = Field(default=None, ge=1, le=LONGEST_PATCH)
     """Mean length of the teacher's tokens; None: that of a patch."""
 

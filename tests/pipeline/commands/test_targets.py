@@ -166,13 +166,16 @@ def test_the_same_command_does_nothing_and_another_is_refused(place: Path, capsy
     assert run(*line, "--top", 3) == 2
     assert "identity.form.top" in capsys.readouterr().err
     assert run(*line, "--precision", "bfloat16") == 2
-    assert "identity.numerics.dtype" in capsys.readouterr().err
+    assert "precision: recorded None, now 'bfloat16'" in capsys.readouterr().err
     assert files(place / "targets") == before
 
 
-def test_a_teacher_in_bfloat16_says_nearly_the_same(place: Path, tmp_path: Path) -> None:
+def test_a_teacher_in_bfloat16_says_nearly_the_same(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = ("targets", place / "data", "--teacher", place / "teacher", "--context", 4096, "--top", 256)
     assert run(*line, "--dtype", "float32", "--precision", "bfloat16", "--out", tmp_path / "out") == 0
+    assert "FLOPs of the teacher in bfloat16  " in capsys.readouterr().out
     data = open_dataset(place / "data" / "validation")
     exact, rounded = (open_targets(folder / "validation", data) for folder in (place / "exact", tmp_path / "out"))
     assert rounded.identity.numerics is not None

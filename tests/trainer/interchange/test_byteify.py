@@ -292,6 +292,17 @@ def test_what_is_taken_and_what_is_left_out_is_said(capsys: pytest.CaptureFixtur
     assert "model.embed_tokens.weight, model.norm.weight, lm_head.weight" in said
 
 
+def test_a_recipe_that_distils_is_told_to_be_given_its_teacher(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_llama(tmp_path / "llama")
+    recipe.write_text(recipe.read_text() + "\n[distillation]\nprobabilities = 1.0\n")
+    imported(tmp_path / "llama", tmp_path / "out", recipe)
+    line = capsys.readouterr().out.splitlines()[-1]
+    places = "--data.path DATA --run.out RUN --distillation.targets TARGETS --distillation.teacher "
+    assert line.endswith(places + str(tmp_path / "llama"))
+
+
 def test_a_model_and_a_recipe_are_written(grouped: Path) -> None:
     assert {path.name for path in grouped.iterdir()} == {"config.json", "model.safetensors", "recipe.toml"}
 
