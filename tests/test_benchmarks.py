@@ -16,10 +16,8 @@ SMALLEST = {
     "chaos": "1 0.3",
     "corpus_scale": "1000 --runs 1 --of-a-shard 256",
     "counts": "--megabytes 0.3 --memory 384 --scored 20000 --distinct",
-    "distillation": "{study} --bytes 12000 --first 4000 --seeds 0 1",
     "faults": "1",
     "generation": "--threads 1 --rounds 1 --bytes 8 --prompts 256",
-    "in_sample": "{dataset} --folds 2 --least 1",
     "inference": "--rows 2 --prompts 256 --bytes 4 --rounds 1 --weights float32 --peers",
     "loader": "1",
     "mixing": "1 2 4000 1000000",
@@ -38,10 +36,17 @@ SMALLEST = {
     "train": "",
     "training_step": "--quick --bytes 64 --memory 256",
 }
+STUDIES = {
+    "distillation": "{study} --bytes 12000 --share 0.4 --seeds 0 1",
+    "distillation_inputs": "{study} --bytes 4000 --seeds 0 1",
+    "in_sample": "{dataset} --folds 2 --least 1",
+}
+PROGRAMS = {f"bench_{name}": words for name, words in SMALLEST.items()}
+PROGRAMS |= {f"study_{name}": words for name, words in STUDIES.items()}
 
 
 def test_no_benchmark_is_left_out() -> None:
-    assert sorted(SMALLEST) == sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+    assert sorted(PROGRAMS) == sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "training_example")
 
 
 def scored(folder: Path) -> Path:
@@ -55,14 +60,14 @@ def scored(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
-    arguments = SMALLEST[name]
+    arguments = PROGRAMS[name]
     if "{dataset}" in arguments:
         arguments = arguments.format(dataset=scored(tmp_path))
     if "{study}" in arguments:
         arguments = arguments.format(study=study_folder(tmp_path / "study"))
-    line = [sys.executable, str(FOLDER / f"bench_{name}.py"), *arguments.split()]
+    line = [sys.executable, str(FOLDER / f"{name}.py"), *arguments.split()]
     variables = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(line, cwd=FOLDER.parents[1], env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -121,7 +121,7 @@ def damage(path: Path, rank: int = 0, ranks: int = 1) -> str | None:
     except ValidationError as error:
         return f"{COMPLETE_NAME}: {first_problem(error)}"
     share = sorted(contents.files)[rank::ranks]
-    return next((found for name in share if (found := _difference(path / name, contents.files[name]))), None)
+    return next((found for name in share if (found := difference(path / name, contents.files[name]))), None)
 
 
 def _wrong_list(contents: Contents) -> str | None:
@@ -144,7 +144,8 @@ def _unlisted(path: Path, contents: Contents) -> str | None:
     return None
 
 
-def _difference(path: Path, record: FileRecord) -> str | None:
+def difference(path: Path, record: FileRecord) -> str | None:
+    """How a file is not what a save has written, in a few words; None if it is."""
     try:
         size = path.stat().st_size
         if size != record.bytes:

@@ -4,6 +4,7 @@ Free of torch.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainer.provenance.checkpoint_folders import (
     COMPLETE_NAME,
     STATE_NAME,
     contents_of,
+    difference,
     is_complete,
     other_format,
     read_small,
@@ -42,6 +44,10 @@ class Origin:
         if not self.is_checkpoint:
             return load_settings(self.folder)
         state = self.folder / STATE_NAME
+        with suppress(OSError, ValidationError):  # said when all files are checked
+            record = contents_of(self.folder).files.get(STATE_NAME)
+            if record is not None and (problem := difference(state, record)):
+                raise ModelFileError(f"start.model {self.folder} is damaged ({problem})")
         try:
             return _ADAPTER.validate_python(json.loads(read_small(state))["config"]["model"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -112,14 +112,17 @@ def test_a_run_stands_for_its_best_checkpoint_or_its_newest(trained: Path, tmp_p
     assert origin_of(copy / "model").is_checkpoint is False
 
 
-@pytest.mark.parametrize("name", ["index.json", "rank-00000.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("index.json", b""), ("rank-00000.safetensors", b""), ("state.json", b""), ("state.json", b"model")],
+)
 def test_a_damaged_file_is_named_before_anything_of_it_is_used(
-    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, place: bytes
 ) -> None:
     copy = tmp_path / "step-00000006"
     shutil.copytree(step(trained, 6), copy)
     content = bytearray((copy / name).read_bytes())
-    content[len(content) // 2] ^= 1
+    content[content.index(place) if place else len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
     assert run(data, tmp_path / "run", start={"model": str(copy)}) == 2
     line = complaint(capsys)
