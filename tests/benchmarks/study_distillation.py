@@ -292,7 +292,7 @@ def curves_of(study: Study, scratch: dict[int, Trained], found: dict[System, dic
             for seed, one in runs.items():
                 table.writerows([name, seed, point.bytes, point.flops, point.bits] for point in one.points)
     curves = [
-        Curve(name if seed == study.seeds[0] else "", [(point.bytes, point.bits) for point in one.points], colour)
+        Curve(name, [(point.bytes, point.bits) for point in one.points], colour, listed=seed == study.seeds[0])
         for colour, (name, runs) in enumerate(drawn.items())
         for seed, one in runs.items()
     ]
