@@ -19,11 +19,11 @@ All systems have the recipe and the order of documents of their seed:
 In (a) the teacher's probabilities are learned from in both stages. Counted are the FLOPs of both stages, and of the
 teacher over the bytes on which it is learned from; not those that made the teacher.
 
-(c) trains on BYTES. Every other system is trained twice, on half as many, and until it has the FLOPs of (c): the rate
-falls to its floor at the end of each run, so that the end of a run is compared with the end of another. "bytes until
-(c)" are the training bytes, those of stage 1 included, of a run that ends where (c) ends. Between the two runs it is
-read off a line over the logarithm of bytes; of a run outside of them no more is said than that. FOLDER/runs has the
-curves (curves.html) and their points (curves.csv).
+(c) trains on BYTES. Every other system is trained twice, on half as many, and until it has the FLOPs of (c), (a) on
+tokens also on as many: the rate falls to its floor at the end of each run, so that the end of a run is compared with
+the end of another. "bytes until (c)" are the training bytes, those of stage 1 included, of a run that ends where (c)
+ends. Between two runs it is read off a line over the logarithm of bytes; of a run outside of them no more is said than
+that. FOLDER/runs has the curves (curves.html) and their points (curves.csv).
 """
 
 import argparse
@@ -34,6 +34,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -85,18 +86,21 @@ class Both:
 
     half: Trained
     full: Trained
+    whole: Trained | None = None
+    """On as many bytes as (c), where it is trained so."""
 
     def until(self, bits: float) -> float:
         """Training bytes of a run that ends with these bits: 0 if they are fewer than half, infinite if they are more
-        than those of the longer run.
+        than those of the longest run.
         """
-        one, other = self.half.last, self.full.last
-        if one.bits <= bits:
+        ends = [run.last for run in (self.half, self.full, self.whole) if run is not None]
+        if ends[0].bits <= bits:
             return 0.0
-        if other.bits > bits:
-            return math.inf
-        share = (one.bits - bits) / (one.bits - other.bits)
-        return math.exp(math.log(one.bytes) + share * math.log(other.bytes / one.bytes))
+        for one, other in pairwise(ends):
+            if other.bits <= bits:
+                share = (one.bits - bits) / (one.bits - other.bits)
+                return math.exp(math.log(one.bytes) + share * math.log(other.bytes / one.bytes))
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,13 @@ class System:
     """The dataset of stage 1; None if there is none."""
     taught: bool = True
     """Whether stage 2 learns the teacher's probabilities."""
+    whole: bool = False
+    """Whether it is trained on as many bytes as (c), too."""
 
 
 SYSTEMS = (
     System("blocks", "(b) blocks", taught=False),
-    System("tokens", "(a) tokens", first="tokens"),
+    System("tokens", "(a) tokens", first="tokens", whole=True),
     System("causal", "(a) causal", first="causal"),
     System("taught", "(d) taught"),
 )
@@ -148,7 +154,8 @@ class Study:
         length = int(budget / rate)
         if length <= self.bytes // 2:
             sys.exit(f"{system.name} takes twice the FLOPs of (c): no run lies between half its bytes and its FLOPs")
-        return Both(half, self._stages(system, seed, length, "full"))
+        full = self._stages(system, seed, length, "full")
+        return Both(half, full, self._stages(system, seed, self.bytes, "whole") if system.whole else None)
 
     def _stages(self, system: System, seed: int, length: int, name: str) -> Trained:
         given, runs = self.folder, self.folder / "runs" / str(seed)
@@ -232,11 +239,12 @@ def report(study: Study, scratch: dict[int, Trained], found: dict[System, dict[i
     lines = [
         ["(c) from scratch", words([one.last.bits for one in scratch.values()], 4), "", *size(scratch), "", "", ""]
     ]
-    halves = []
+    halves, wholes = [], dict[str, list[float]]()
     for system, runs in found.items():
         full, half = {seed: both.full for seed, both in runs.items()}, {seed: both.half for seed, both in runs.items()}
         until = [both.until(scratch[seed].last.bits) for seed, both in runs.items()]
-        most = f"{fmean(one.last.bytes for one in full.values()) / 1e3:,.0f}"
+        longest = [(both.whole or both.full).last for both in runs.values()]
+        most = f"{fmean(one.bytes for one in longest) / 1e3:,.0f}"
         lines.append(
             [
                 system.name,
@@ -249,6 +257,8 @@ def report(study: Study, scratch: dict[int, Trained], found: dict[System, dict[i
         )
         better = words([scratch[seed].last.bits - one.last.bits for seed, one in half.items()], 4)
         halves.append([system.name, words([one.last.bits for one in half.values()], 4), better, *size(half)])
+        if any(both.whole for both in runs.values()):
+            wholes[system.name] = [both.whole.last.bits for both in runs.values() if both.whole]
         firsts = [one.terms for one in half.values()]
         for term in ("bytes", "probabilities", "embedding"):
             # Of causal patches those that are no tokens have no embedding to learn.
@@ -259,6 +269,8 @@ def report(study: Study, scratch: dict[int, Trained], found: dict[System, dict[i
     heads = ["half the bytes", "bits/byte", "better than (c) by", "FLOPs", "bytes"]
     show(aligned([*heads, "end of stage 1: bytes", "probabilities", "embedding"], halves, left=(0,)))
     show("")
+    for name, bits in wholes.items():
+        show(f"{name} on as many bytes as (c): {words(bits, 4)} bits/byte")
     show(f"teacher: {quantity(study.teacher_flops)}FLOP a byte; stage 1: {study.share:.0%} of the bytes")
     curves_of(study, scratch, found)
 
