@@ -377,7 +377,7 @@ def test_ids_of_another_width_and_a_row_that_waits_change_nothing(both: Both) ->
     second = both.theirs(
         torch.stack([ids[20:21], other[20:]]), attention_mask=mask, past_key_values=first.past_key_values
     )
-    # Those of the last id before the padding; a product of one position may be rounded otherwise than one of twenty.
+    # The logits of the last id before the padding. Products of one position and of twenty may round differently.
     torch.testing.assert_close(second.logits[1, 0], first.logits[1, -1], rtol=1e-5, atol=1e-5)
     assert first.past_key_values.lengths == [21, 20]
 
