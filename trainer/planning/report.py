@@ -150,7 +150,7 @@ def _time(plan: Plan, seconds: float | None, dtype: str, head: float) -> str:
         return ""
     options = plan.settings.plan
     device_hours, peak = grouped(seconds / 3600 * options.ranks), amount(plan.device.peak(dtype), "FLOP/s")
-    if head / plan.device.peak("float32") > MUCH / plan.device.peak(dtype):
+    if dtype != "float32" and head / plan.device.peak("float32") > MUCH / plan.device.peak(dtype):
         peak += f" (head {amount(plan.device.peak('float32'))})"
     return f"; at {options.utilisation:.0%} of {peak} {duration(seconds)}, {device_hours} GPU-hours"
 

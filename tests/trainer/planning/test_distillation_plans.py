@@ -186,6 +186,8 @@ def test_a_plan_counts_the_teacher_once_over_the_text_and_the_room_of_its_target
     assert 0.1 < head < 0.5
     assert rounded.teacher_seconds == pytest.approx(exact.teacher_seconds * (67 / 989 * (1 - head) + head), rel=1e-3)
     assert exact.seconds == rounded.seconds
+    assert "(head " in report(rounded)
+    assert "(head " not in report(exact)
 
 
 def test_figures_of_targets_that_are_there_are_theirs(config: Path, data: Path, tmp_path: Path) -> None:
